@@ -1,0 +1,47 @@
+"""Every field of an experiment, with its default; the other files are deltas on this one."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of the parameters, the order of the data, severities, realisations
+    config.smoke = False  # shrink everything to under a minute on one CPU
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "digits"  # digits, folder, or a data set of TFDS prepared as array_record
+    data.directory = ml_collections.config_dict.placeholder(str)  # the folder, or TFDS's data_dir
+    data.image_size = ml_collections.config_dict.placeholder(int)  # resize and crop to this square
+
+    config.degradation = degradation = ml_collections.ConfigDict()
+    degradation.family = "gaussian_blur"  # a constructor of diffjax.degradations
+    # The other fields of this section are the constructor's keyword arguments.
+
+    config.model = model = ml_collections.ConfigDict()
+    model.width = 32  # features at the finest level; a multiple of 8
+    model.multipliers = (1, 2)  # features of each level over width
+    model.blocks = 1  # residual blocks a level, each way
+    model.attention = ()  # levels with self-attention; 0 is the finest
+    model.dtype = "float32"  # of the computation: float32 or bfloat16
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 1000  # batches seen
+    train.batch_size = 64  # over all devices
+    train.loss = "l1"  # l1 or l2
+    train.levels = ml_collections.config_dict.placeholder(int)  # severities k/levels; None: all
+    train.learning_rate = 1e-3  # peak; cosine decay to zero
+    train.warmup = 100  # steps of linear warm-up
+    train.clip_norm = 1.0  # global norm of the gradient
+    train.accumulate = 1  # batches averaged into one update
+    train.ema_decay = 0.995  # of the averaged parameters, which are the ones sampled with
+
+    config.sample = sample = ml_collections.ConfigDict()
+    sample.steps = 20  # S, of the uniform grid 1, 1 - 1/S, ..., 0
+    sample.batch_size = 128  # images at a time
+    sample.images = ml_collections.config_dict.placeholder(int)  # held-out images; None: all
+
+    config.run = run = ml_collections.ConfigDict()  # may change when a run goes on
+    run.log_every = 25  # steps
+    run.checkpoint_every = 500  # steps
+    run.keep = 2  # checkpoints
+    return config

@@ -1,0 +1,17 @@
+"""Deblurring scikit-learn's 8x8 digits: the demo.
+
+python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=runs/demo
+"""
+
+from experiments.configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.degradation.stds = (0.8,) * 10
+    config.degradation.kernel_size = 5
+    config.degradation.boundary = "reflect"
+    config.train.levels = 10
+    config.train.steps = 2000
+    config.sample.steps = 10
+    return config
