@@ -9,20 +9,18 @@ is a pytree whose leaves are its tables and numbers and whose functions are
 static, so that it goes through jit, vmap, pmap and scan as an argument, and two
 constructions of one family share one trace.
 
-A family of your own is a `Degradation` of three module-level functions (a
-lambda or a partial is a new function each time, and would retrace).
+The families of the literature are constructors in `hot.py` and `cold.py`. One of
+your own is a `Degradation` of module-level functions (a lambda or a partial is a
+new function each time, and would retrace).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from diffjax.operators import separable
 
 Array = chex.Array
 
@@ -38,6 +36,20 @@ def keep(params: Any, xt: Array, t: Array, x0_hat: Array, omega: Any) -> Any:
     return omega
 
 
+class LinearMap(NamedTuple):
+    """A linear D at one severity: x_t = alpha (rows x0 cols^T) colors^T + sigma omega.
+
+    rows and cols act on the pixels of every channel, colors on the channels of
+    every pixel; None is the identity. omega has unit variance where sigma is not 0.
+    """
+
+    alpha: Array | float = 1.0
+    sigma: Array | float = 0.0
+    rows: Array | None = None  # [H, H]
+    cols: Array | None = None  # [W, W]
+    colors: Array | None = None  # [C, C]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Degradation:
@@ -48,12 +60,15 @@ class Degradation:
       draw_fn: (params, key, x0) -> omega.
       apply_fn: (params, x0, t, omega) -> xt.
       infer_fn: (params, xt, t, x0_hat, omega) -> omega_hat.
+      linear_fn: (params, t) -> LinearMap, where D is one: what converts predictions and
+        gives the optimal linear restorer. None where D is not linear, or not of this form.
     """
 
     params: Any
     draw_fn: Callable = dataclasses.field(metadata={"static": True}, default=no_realisation)
     apply_fn: Callable = dataclasses.field(metadata={"static": True}, kw_only=True)
     infer_fn: Callable = dataclasses.field(metadata={"static": True}, default=keep)
+    linear_fn: Callable | None = dataclasses.field(metadata={"static": True}, default=None)
 
 
 def draw(degradation: Degradation, key: Array, x0: Array) -> Any:
@@ -90,52 +105,3 @@ def require(condition: bool, message: str) -> None:
     """Raises ValueError(message) unless the condition holds; for constructors' arguments."""
     if not condition:
         raise ValueError(message)
-
-
-def _apply_separable(params, x0, t, omega):
-    del omega
-    return separable.degrade_separable(params, x0, t)
-
-
-def gaussian_blur(
-    image_shape: Sequence[int],
-    *,
-    stds: Sequence[float],
-    kernel_size: int,
-    boundary: str = "circular",
-) -> Degradation:
-    """Repeated Gaussian blur: x_t = G_k ... G_1 x0 with k = round(t T), per channel.
-
-    See section 5.1 of "Cold Diffusion" by Bansal et al. (https://arxiv.org/abs/2208.09392).
-
-    Args:
-      image_shape: (H, W, C) of the images.
-      stds: std of each step's kernel, in pixels, positive; T = len(stds).
-      kernel_size: taps of each step's kernel, odd.
-      boundary: "circular", "reflect" or "symmetric", as in `convolution_matrix`.
-    Returns:
-      A linear degradation with no realisation. Its tables hold T H^2 floats, and
-      T W^2 more if W differs from H.
-    Raises:
-      ValueError: naming the argument that cannot be.
-    Note:
-      The kernel is truncated to kernel_size taps and normalised, as in the authors'
-      code: 20 steps of std 7 in 11 taps make a std of 13.6 pixels, not 31.3.
-    """
-    height, width, _ = image_shape
-    stds = np.asarray(stds, np.float64)
-    require(
-        stds.ndim == 1 and len(stds) > 0, f"stds must list one std a step; got shape {stds.shape}"
-    )
-    require(bool(np.all(stds > 0)), f"stds must be positive; got {stds.min()}")
-    require(kernel_size % 2 == 1 and kernel_size > 0, f"kernel_size must be odd; got {kernel_size}")
-    rows = separable.blur_table(stds, kernel_size, height, boundary)
-    cols = None if width == height else separable.blur_table(stds, kernel_size, width, boundary)
-    tables = separable.Separable(
-        rows=jnp.asarray(rows, jnp.float32),
-        cols=None if cols is None else jnp.asarray(cols, jnp.float32),
-    )
-    return Degradation(tables, apply_fn=_apply_separable)
-
-
-FAMILIES = {constructor.__name__: constructor for constructor in (gaussian_blur,)}

@@ -21,10 +21,11 @@ import optax
 from absl import flags
 from absl import logging as absl_logging
 
-from diffjax import checkpoints, data, degradations, losses, parallel, training
+from diffjax import checkpoints, cold, data, degradations, losses, parallel, training
 from diffjax.models import unet
 from experiments.configs import default
 
+FAMILIES = {constructor.__name__: constructor for constructor in (cold.gaussian_blur,)}
 LOSSES = {"l1": losses.l1, "l2": losses.l2}
 
 
@@ -89,9 +90,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     check(len(config.model.multipliers) > 0, "model.multipliers", "at least one level")
     levels = range(len(config.model.multipliers))
     check(set(config.model.attention) <= set(levels), "model.attention", f"in {list(levels)}")
-    families = degradations.FAMILIES
     check(
-        config.degradation.family in families, "degradation.family", f"one of {', '.join(families)}"
+        config.degradation.family in FAMILIES, "degradation.family", f"one of {', '.join(FAMILIES)}"
     )
     return config
 
@@ -147,7 +147,7 @@ def build(config: ml_collections.ConfigDict, split: str) -> tuple[Experiment, da
     arguments = dict(config.degradation)
     family = arguments.pop("family")
     try:
-        degradation = degradations.FAMILIES[family](source.image_shape, **arguments)
+        degradation = FAMILIES[family](source.image_shape, **arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"config.degradation ({family}): {error}") from error
     schedule = optax.warmup_cosine_decay_schedule(

@@ -30,9 +30,7 @@ def restore_all(network_fn, steps: int, operand, key, x0) -> dict[str, jax.Array
         return infer(degradation, xt, t, x0_hat, omega)
 
     def walk(sampler):
-        return samplers.sample(
-            sampler, restore_fn, degrade_fn, infer_fn, key_sample, xT, ts, omega
-        )
+        return samplers.sample(sampler, restore_fn, degrade_fn, infer_fn, key_sample, xT, ts, omega)
 
     ways = (xT, restore_fn(xT, ts[0]), walk(samplers.naive), walk(samplers.cold))
     return dict(zip(METHODS, ways, strict=True))

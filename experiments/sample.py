@@ -18,9 +18,7 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     experiment, source, state = common.load_run(workdir)
-    batches = list(
-        restoring.restorations(experiment, source, state.ema_params, _COLUMNS.value)
-    )
+    batches = list(restoring.restorations(experiment, source, state.ema_params, _COLUMNS.value))
     rows = {"clean": np.concatenate([clean for clean, _ in batches])}
     for name in restoring.METHODS:
         rows[name] = np.concatenate([outputs[name] for _, outputs in batches])

@@ -133,7 +133,9 @@ class Log:
             lines = self._path.read_text().splitlines() if self._path.exists() else []
             kept = [line for line in lines if json.loads(line)["step"] <= start]
             self._path.write_text("".join(f"{line}\n" for line in kept))
-            self._curves = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+            self._curves = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=start
+            )
 
     def add(self, metrics) -> None:
         self._pending.append(metrics)

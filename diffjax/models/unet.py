@@ -63,7 +63,9 @@ class SelfAttention(nn.Module):
         height, width, features = x.shape
         pixels = _norm(self.dtype)(x).reshape(height * width, features)
         attention = nn.MultiHeadDotProductAttention(
-            num_heads=max(1, features // 64), dtype=self.dtype, out_kernel_init=nn.initializers.zeros
+            num_heads=max(1, features // 64),
+            dtype=self.dtype,
+            out_kernel_init=nn.initializers.zeros,
         )
         return x + attention(pixels).reshape(x.shape)
 

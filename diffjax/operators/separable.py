@@ -50,6 +50,16 @@ def transform(x: Array, rows: Array, cols: Array) -> Array:
     return jnp.einsum("ih,hwc,jw->ijc", rows, x, cols, precision="highest")
 
 
+def gather(tables: Separable, t: Array) -> tuple[Array, Array]:
+    """(A_k, B_k) of k = round(t T), the identity at k = 0; [H, H] and [W, W]."""
+    cols = tables.rows if tables.cols is None else tables.cols
+    k = step_index(t, tables.rows.shape[0])
+    return tuple(
+        jnp.where(k == 0, jnp.eye(table.shape[-1]), table[jnp.maximum(k - 1, 0)])
+        for table in (tables.rows, cols)
+    )
+
+
 def degrade_separable(tables: Separable, x0: Array, t: Array) -> Array:
     """x_t = A_k x_0 B_k^T with k = round(t T), in O(1) of t and T.
 
@@ -62,13 +72,11 @@ def degrade_separable(tables: Separable, x0: Array, t: Array) -> Array:
     Raises:
       AssertionError: at trace time, if x0 has not the tables' size.
     """
-    rows = tables.rows
-    cols = rows if tables.cols is None else tables.cols
+    rows, cols = gather(tables, t)
     chex.assert_shape(x0, (rows.shape[-1], cols.shape[-1], None))
     chex.assert_rank(t, 0)
-    k = step_index(t, rows.shape[0])
-    row, col = (jnp.take(table, jnp.maximum(k - 1, 0), axis=0) for table in (rows, cols))
-    return jnp.where(k == 0, x0, transform(x0, row, col).astype(x0.dtype))
+    k = step_index(t, tables.rows.shape[0])
+    return jnp.where(k == 0, x0, transform(x0, rows, cols).astype(x0.dtype))
 
 
 def gaussian_kernel(size: int, std: float) -> np.ndarray:

@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.image_size = ml_collections.config_dict.placeholder(int)  # resize and crop to this square
 
     config.degradation = degradation = ml_collections.ConfigDict()
-    degradation.family = "gaussian_blur"  # a constructor of diffjax.degradations
+    degradation.family = "gaussian_blur"  # a constructor of diffjax.cold or diffjax.hot
     # The other fields of this section are the constructor's keyword arguments.
 
     config.model = model = ml_collections.ConfigDict()
