@@ -1,11 +1,11 @@
-"""Oracle: scipy.ndimage.correlate1d, applied k times in float64."""
+"""Oracles: scipy.ndimage.correlate1d, applied k times in float64; scipy.fft.dct."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from diffjax.operators import separable
 
@@ -75,6 +75,13 @@ def test_gaussian_kernel():
     side = 0.6065306597126334
     expected = np.array([side, 1, side]) / (1 + 2 * side)
     np.testing.assert_allclose(separable.gaussian_kernel(3, 1.0), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 32])
+def test_dct_matrix(size):
+    matrix = separable.dct_matrix(size)
+    np.testing.assert_allclose(matrix, fft.dct(np.eye(size), norm="ortho", axis=0), atol=1e-13)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-13)
 
 
 def test_step_index_rounds_and_clips():

@@ -129,3 +129,15 @@ def blur_table(stds: np.ndarray, kernel_size: int, size: int, boundary: str) -> 
         total = convolution_matrix(gaussian_kernel(kernel_size, std), size, boundary) @ total
         table[k] = total
     return table
+
+
+def dct_matrix(size: int) -> np.ndarray:
+    """The orthonormal DCT-II: C_nj = c_n cos(pi n (2 j + 1) / (2 size)); float64 [size, size].
+
+    Its rows are the eigenvectors of the heat equation with reflecting ends, with
+    eigenvalues -(pi n / size)^2; C^T is the inverse.
+    """
+    frequency, pixel = np.arange(size)[:, None], np.arange(size)[None]
+    matrix = np.cos(np.pi * frequency * (2 * pixel + 1) / (2 * size)) * np.sqrt(2 / size)
+    matrix[0] /= np.sqrt(2)
+    return matrix
