@@ -7,8 +7,6 @@ from diffjax.degradations import draw as draw
 from diffjax.degradations import infer as infer
 from diffjax.losses import l1_loss as l1_loss
 from diffjax.losses import l2_loss as l2_loss
-from diffjax.samplers import cold as cold
-from diffjax.samplers import naive as naive
 from diffjax.samplers import sample as sample
 from diffjax.training import TrainState as TrainState
 from diffjax.training import train_step as train_step

@@ -1,35 +1,79 @@
-"""The pictures that the scripts leave in a workdir."""
+"""The pictures that the scripts leave behind."""
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 
-def draw_grid(path: pathlib.Path, rows: dict[str, np.ndarray]) -> None:
-    """One labelled row of images per entry; images [N, H, W, C] in [-1, 1], shown clipped."""
-    columns = max(map(len, rows.values()))
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(0.7 * columns + 1.2, 0.75 * len(rows)), squeeze=False
-    )
-    for axes_row, (name, images) in zip(axes, rows.items(), strict=True):
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] to 0..255, rounded; what lies outside is clipped."""
+    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def draw_grid(
+    path: pathlib.Path,
+    rows: Sequence[np.ndarray],
+    *,
+    names: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> None:
+    """Rows of images [N, H, W, C] in [-1, 1], with a name beside each row or above each column."""
+    width = max(map(len, rows))
+    margin = 0.1 + 0.075 * max(map(len, names), default=0)
+    top = 0.2 if columns else 0.02
+    size = (0.72 * width + margin, 0.72 * len(rows) + top)
+    figure, axes = plt.subplots(len(rows), width, figsize=size, squeeze=False)
+    for axes_row, images in zip(axes, rows, strict=True):
         for axis in axes_row:
             axis.set_axis_off()
-        for axis, image in zip(axes_row, images, strict=False):
-            pixels = np.clip((image + 1) / 2, 0, 1)
-            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes_row[0].text(
-            -0.15, 0.5, name, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=9
-        )
-    figure.subplots_adjust(left=1.2 / figure.get_figwidth(), right=0.995, top=0.99, bottom=0.01)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
-    figure.savefig(path, dpi=120)
+        for axis, image in zip(axes_row, to_uint8(np.asarray(images)), strict=False):
+            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0,
+                        vmax=255, interpolation="nearest")  # fmt: skip
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        axis.text(-0.1, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+    for axis, name in zip(axes[0], columns, strict=False):
+        axis.set_title(name, fontsize=7, pad=2)
+    figure.subplots_adjust(
+        left=margin / size[0], right=0.998, top=1 - top / size[1], bottom=0.002,
+        wspace=0.04, hspace=0.04,
+    )  # fmt: skip
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """[N, H, W, C] in [-1, 1] -> one uint8 picture of a grid, one pixel between its cells."""
+    images = to_uint8(images)
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def to_pil(picture: np.ndarray, scale: int = 1) -> Image.Image:
+    """A uint8 [H, W, C] of 1 or 3 channels as a PIL image, every pixel `scale` wide."""
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+
+
+def write_gif(path: pathlib.Path, frames: np.ndarray, *, seconds: float = 4.0) -> None:
+    """An animation over the first axis of [F, N, H, W, C], there and, after a rest, again."""
+    columns = int(np.ceil(np.sqrt(frames.shape[1])))
+    scale = max(1, 128 // frames.shape[2])
+    pictures = [to_pil(tile(images, columns), scale) for images in frames]
+    durations = [int(1000 * seconds / len(frames))] * len(frames)
+    durations[0] = durations[-1] = 800
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
 def draw_loss(workdir: pathlib.Path) -> None:

@@ -23,7 +23,7 @@ def main() -> None:
     for name in restoring.METHODS:
         rows[name] = np.concatenate([outputs[name] for _, outputs in batches])
     path = workdir / "samples.png"
-    pictures.draw_grid(path, rows)
+    pictures.draw_grid(path, list(rows.values()), names=list(rows))
     print(f"wrote {path}")
 
 
