@@ -79,6 +79,7 @@ class UNet(nn.Module):
       multipliers: features of each level over width; one halving between two levels.
       blocks: residual blocks a level, on the way down and again on the way up.
       attention: levels (0 is the finest) whose blocks are followed by self-attention.
+      num_classes: of the labels; None: the network takes none.
       dtype: of the computation; parameters and output are float32.
     """
 
@@ -87,11 +88,15 @@ class UNet(nn.Module):
     multipliers: Sequence[int] = (1, 2, 2)
     blocks: int = 2
     attention: Sequence[int] = ()
+    num_classes: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, xt: Array, t: Array) -> Array:
-        """xt: [H, W, C'], t: scalar in [0, 1] -> [H, W, channels], float32."""
+    def __call__(self, xt: Array, t: Array, label: Array | None = None) -> Array:
+        """xt: [H, W, C'], t: scalar in [0, 1] -> [H, W, channels], float32.
+
+        label: integer scalar in 0..num_classes; num_classes itself, as None, says "no label".
+        """
         chex.assert_rank([xt, t], [3, 0])
 
         def block(x, level):
@@ -100,6 +105,10 @@ class UNet(nn.Module):
 
         time = nn.Dense(4 * self.width, dtype=self.dtype)(time_embedding(t, self.width))
         time = nn.Dense(4 * self.width, dtype=self.dtype)(nn.silu(time))
+        if self.num_classes is not None:
+            label = self.num_classes if label is None else label
+            classes = nn.Embed(self.num_classes + 1, 4 * self.width, dtype=self.dtype)
+            time = time + classes(jnp.asarray(label, jnp.int32))
         levels = range(len(self.multipliers))
 
         x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(xt.astype(self.dtype))
