@@ -157,6 +157,8 @@ def _folder(split: str, directory: str | None, image_size: int | None) -> Source
 
     def read(index):
         with Image.open(paths[index]) as image:
+            if image.mode.startswith("I;16"):  # PIL would clip it to 8 bits, not scale it
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             pixels = np.asarray(image.convert(mode))
         return _resize(pixels.reshape(*pixels.shape[:2], -1), image_size)
 
@@ -175,7 +177,7 @@ def _tfds(name: str, split: str, directory: str | None, image_size: int | None) 
     except (AssertionError, FileNotFoundError, NotImplementedError):
         raise ValueError(f"data.name {name!r} is not prepared in {where}: {fix}") from None
     except ValueError as error:
-        raise ValueError(f"data.name {name!r} has no {split!r} split in {where}: {error}") from None
+        raise ValueError(f"data.name {name!r}, {split!r} cannot be read: {error}") from None
     features = records.dataset_info.features
     if "image" not in features:
         raise ValueError(f"data.name {name!r} has no 'image' feature; it has {list(features)}")

@@ -66,6 +66,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     if config.smoke:
         config.model.update(width=8, multipliers=config.model.multipliers[:2], blocks=1)
+        config.model.attention = tuple(level for level in config.model.attention if level < 2)
         config.train.update(steps=6, batch_size=8, warmup=2, accumulate=1)
         config.sample.update(steps=2, batch_size=8, images=16)
         config.run.update(log_every=2, checkpoint_every=3)
@@ -81,13 +82,16 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         check(_get(config, field) > 0, field, "positive")
     for field in ("train.levels", "sample.images", "data.image_size"):
         check(_get(config, field) is None or _get(config, field) > 0, field, "positive, or None")
+    check(0 <= config.seed < 2**31, "seed", "in [0, 2^31)")
+    check(config.train.warmup >= 0, "train.warmup", "0 or more")
     check(config.train.learning_rate >= 0, "train.learning_rate", "0 or more")
     check(config.train.clip_norm > 0, "train.clip_norm", "positive")
     check(0 <= config.train.ema_decay < 1, "train.ema_decay", "in [0, 1)")
     check(config.train.loss in LOSSES, "train.loss", f"one of {', '.join(LOSSES)}")
     check(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "float32 or bfloat16")
     check(config.model.width > 0 and config.model.width % 8 == 0, "model.width", "a multiple of 8")
-    check(len(config.model.multipliers) > 0, "model.multipliers", "at least one level")
+    multipliers = config.model.multipliers
+    check(multipliers and min(multipliers) > 0, "model.multipliers", "positive, one a level")
     levels = range(len(config.model.multipliers))
     check(set(config.model.attention) <= set(levels), "model.attention", f"in {list(levels)}")
     check(
@@ -150,11 +154,12 @@ def build(config: ml_collections.ConfigDict, split: str) -> tuple[Experiment, da
         degradation = FAMILIES[family](source.image_shape, **arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"config.degradation ({family}): {error}") from error
+    updates = max(1, config.train.steps // config.train.accumulate)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.train.learning_rate,
-        warmup_steps=min(config.train.warmup, config.train.steps) // config.train.accumulate,
-        decay_steps=max(1, config.train.steps // config.train.accumulate),
+        warmup_steps=min(config.train.warmup // config.train.accumulate, updates - 1),
+        decay_steps=updates,
     )
     optimizer = training.create_optimizer(
         schedule, clip_norm=config.train.clip_norm, accumulate=config.train.accumulate

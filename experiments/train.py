@@ -79,7 +79,8 @@ def train(experiment: common.Experiment, source: data.Source, workdir, manager) 
         for step in range(start + 1, steps + 1):
             state, metrics = step_fn(state, parallel.shard(next(batches)), key, degradation)
             log.add(metrics)
-            last = step == steps or stop.received
+            stopping = stop.received  # read once: a later signal must wait for the next save
+            last = step == steps or stopping
             if step % config.run.log_every == 0 or last:
                 # The step just dispatched runs on while the ones before it are read.
                 if not log.write(step, flush=last):
@@ -88,9 +89,9 @@ def train(experiment: common.Experiment, source: data.Source, workdir, manager) 
                 if not log.finite():
                     return _diverged(step, workdir)
                 checkpoints.save(manager, step, parallel.unreplicate(state))
-            if stop.received and step < steps:
+            if stopping and step < steps:
                 say(f"interrupted at step {step:,}: the same command goes on from there")
-                return 128 + stop.received
+                return 128 + stopping
     if jax.process_index() == 0:
         pictures.draw_loss(workdir)
     return 0
