@@ -25,12 +25,13 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
         manager.save(step, args=ocp.args.StandardSave(state))
 
 
-def restore(manager: ocp.CheckpointManager, template: Any, step: int | None = None) -> Any:
+def restore(manager: ocp.CheckpointManager, template: Any = None, step: int | None = None) -> Any:
     """The state saved at `step` (None: the latest), with the template's structure.
 
     Args:
       manager: from `open_manager`.
-      template: a state of the same shapes and dtypes; its values are not read.
+      template: a state of the same shapes and dtypes; its values are not read. None: tuples
+        with names come back as dicts, arrays as numpy's.
       step: which checkpoint.
     Returns:
       The state, or None where nothing has been saved.
@@ -38,5 +39,7 @@ def restore(manager: ocp.CheckpointManager, template: Any, step: int | None = No
     step = manager.latest_step() if step is None else step
     if step is None:
         return None
+    if template is None:
+        return manager.restore(step, args=ocp.args.StandardRestore())
     template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
     return manager.restore(step, args=ocp.args.StandardRestore(template))

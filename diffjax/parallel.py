@@ -15,10 +15,10 @@ AXIS = "batch"
 
 
 def pmap_step(step_fn: Callable) -> Callable:
-    """step_fn(state, batch, key, degradation, axis_name=...) over all devices.
+    """step_fn(state, batch, key, problem, axis_name=...) over all devices.
 
-    The state is donated. state and degradation are replicated (`replicate`), the
-    batch is sharded (`shard`), the key is one key; the returned scalars are not
+    The state is donated. state and problem are replicated (`replicate`), the
+    batch is sharded (`shard`), the key is one key; the returned metrics are not
     replicated.
     """
     return jax.pmap(

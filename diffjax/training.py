@@ -1,11 +1,14 @@
 """One pure training step, the same on one device and on a pod.
 
-The state is a NamedTuple; the step is a function of (state, batch, key,
-degradation) and of static functions. Randomness is fold_in(key, step), then
+    t, omega drawn;   x_t = D(x_0, t, omega);   loss = w(t) mean l(output, target)
+
+The state is a NamedTuple; the step is a function of (state, batch, key, problem)
+and of static functions. Randomness is fold_in(key, step), then
 fold_in(.., global example index): never the device's index, so the same run on
 another topology sees the same severities and realisations.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,9 +17,53 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffjax.degradations import Degradation, degrade, draw
+from diffjax import losses, preconditioning, predictions, times
+from diffjax.degradations import Degradation, coefficients, degrade, draw
 
 Array = chex.Array
+
+BINS = 10  # of severity, in the curves and in importance sampling
+
+
+class Problem(NamedTuple):
+    """What a network is trained for: the arrays that stay as they are."""
+
+    degradation: Degradation
+    linear: preconditioning.LinearRestorer | None = None  # None: the network answers alone
+    masses: Array | None = None  # [K], how often each severity, see `times.warp`; None: uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How it is trained: hashable, static under jit.
+
+    Attributes:
+      network_fn: (params, xt, t, label) -> output, one example; label may be None.
+      prediction: what the output stands for, a key of `predictions.DIRECTIONS`. "previous"
+        is IHDM's target, the state one level milder; where D is no alpha x0 + sigma omega
+        the output is x0_hat, and it is D(x0_hat, s) and D(x0, s) that are compared.
+      loss_fn: unreduced elementwise loss of (output, target).
+      weight_fn: (alpha, sigma) -> weight on the error of x0_hat, as in `losses.WEIGHTINGS`;
+        None: every severity's own error counts alike.
+      degree: of the loss in the error: 2 for l2, 1 for l1. Read by weight_fn only.
+      spread_fn: `times.uniform` or `times.stratified`.
+      importance: draw severities as often as their running loss is large; unbiased.
+      levels: severities are k / levels, k = 1..levels; None: all of (0, 1]. A degradation
+        tabulated in T steps wants T.
+      num_classes: of the labels; None: the network takes none.
+      label_dropout: share of examples that are given no label (classifier-free guidance).
+    """
+
+    network_fn: Callable[[Any, Array, Array, Array | None], Array]
+    prediction: str = "x0"
+    loss_fn: Callable[[Array, Array], Array] = losses.l1
+    weight_fn: Callable[[Array, Array], Array] | None = None
+    degree: int = 2
+    spread_fn: Callable[[Array, Array, int], Array] = times.uniform
+    importance: bool = False
+    levels: int | None = None
+    num_classes: int | None = None
+    label_dropout: float = 0.1
 
 
 class TrainState(NamedTuple):
@@ -24,6 +71,7 @@ class TrainState(NamedTuple):
     params: Any
     ema_params: Any
     opt_state: optax.OptState
+    importance: times.Importance  # the running loss per severity
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -33,6 +81,7 @@ def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainS
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        importance=times.create_importance(BINS),
     )
 
 
@@ -50,88 +99,212 @@ def create_optimizer(
     return optax.MultiSteps(optimizer, every_k_schedule=accumulate).gradient_transformation()
 
 
-def draw_severity(key: Array, levels: int | None = None) -> Array:
-    """t ~ U(0, 1], scalar; with levels, uniform on {1/levels, 2/levels, ..., 1}.
+def _measured_at_s(objective: Objective, degradation: Degradation) -> bool:
+    return objective.prediction == "previous" and coefficients(degradation, 1.0) is None
 
-    A degradation tabulated in T steps wants levels = T: rounding a continuous t
-    to the table would train the last step, where sampling starts, half as often.
+
+def _milder(objective: Objective, t: Array) -> Array:
+    if objective.levels is None:
+        raise ValueError("prediction 'previous' needs levels: it is the state one level milder")
+    return jnp.maximum(t - 1 / objective.levels, 0)
+
+
+def _numbers(objective: Objective, degradation: Degradation, t: Array) -> dict[str, Array]:
+    """alpha and sigma at t, and what else the prediction needs, by the names of `predictions`."""
+    found = coefficients(degradation, t)
+    if found is None:
+        raise ValueError(
+            f"prediction {objective.prediction!r} and weightings by SNR need x_t = alpha x0 + "
+            f"sigma omega, which {degradation.apply_fn.__qualname__} is not: predict x0, unweighted"
+        )
+    numbers = {"alpha": found[0], "sigma": found[1]}
+    if objective.prediction == "previous":
+        alpha_s, sigma_s = coefficients(degradation, _milder(objective, t))
+        numbers |= {"alpha_s": alpha_s, "sigma_s": sigma_s}
+    return numbers
+
+
+def predict(
+    objective: Objective, params: Any, problem: Problem, xt: Array, t: Array, label=None
+) -> Array:
+    """The output for one example, preconditioned where the problem has a linear restorer.
+
+    Args:
+      objective: how the network is trained.
+      params: of the network.
+      problem: D, and its linear restorer if it has one.
+      xt: degraded image, [H, W, C].
+      t: severity, scalar in [0, 1].
+      label: integer scalar, or None.
+    Returns:
+      [H, W, C], of the kind that objective.prediction names.
     """
-    t = 1 - jax.random.uniform(key)
-    return t if levels is None else jnp.ceil(t * levels) / levels
+    if problem.linear is None:
+        return objective.network_fn(params, xt, t, label)
+
+    def network_fn(params, inputs, t):
+        return objective.network_fn(params, inputs, t, label)
+
+    return preconditioning.restore(network_fn, params, problem.linear, problem.degradation, xt, t)
+
+
+def restore(
+    objective: Objective, params: Any, problem: Problem, xt: Array, t: Array, label=None
+) -> Array:
+    """R(xt, t) = x0_hat, whatever the network predicts; arguments as in `predict`."""
+    output = predict(objective, params, problem, xt, t, label)
+    if objective.prediction == "x0" or _measured_at_s(objective, problem.degradation):
+        return output
+    numbers = _numbers(objective, problem.degradation, t)
+    return predictions.to_x0(objective.prediction, output, xt, **numbers)
+
+
+def compared(
+    objective: Objective, problem: Problem, output: Array, x0: Array, t: Array, omega: Any
+) -> tuple[Array, Array]:
+    """(prediction, target), the pair that the loss compares; both [H, W, C]."""
+    if objective.prediction == "x0":
+        return output, x0
+    if _measured_at_s(objective, problem.degradation):
+        s = _milder(objective, t)
+        degraded = (degrade(problem.degradation, x, s, omega) for x in (output, x0))
+        return tuple(degraded)
+    numbers = _numbers(objective, problem.degradation, t)
+    return output, predictions.target(objective.prediction, x0, omega, **numbers)
+
+
+def weight(objective: Objective, problem: Problem, t: Array) -> Array:
+    """What multiplies the loss at t, given on the error of x0_hat and read on the output's."""
+    if objective.weight_fn is None:
+        return jnp.ones(())
+    numbers = _numbers(objective, problem.degradation, t)
+    factor = predictions.x0_error_factor(objective.prediction, **numbers)
+    on_x0 = objective.weight_fn(numbers["alpha"], numbers["sigma"])
+    return on_x0 / factor ** (objective.degree / 2)
+
+
+class ExampleLoss(NamedTuple):
+    """What one example says; scalars, means over its pixels and channels."""
+
+    t: Array
+    density: Array  # of t, relative to the uniform one
+    weighted: Array  # w(t) l, what is minimised, not divided by the density
+    loss: Array  # l
+    error: Array  # (output - target)^2
+    target: Array
+    target_square: Array
 
 
 def example_loss(
-    network_fn: Callable[[Any, Array, Array], Array],
+    objective: Objective,
     params: Any,
     key: Array,
-    x0: Array,
-    degradation: Degradation,
-    *,
-    loss_fn: Callable[[Array, Array], Array],
-    levels: int | None = None,
-) -> Array:
-    """mean |R(D(x0, t, omega), t) - x0| for one example, t and omega drawn from the key.
+    example: Mapping[str, Array],
+    problem: Problem,
+    t: Array,
+    density: Array,
+) -> ExampleLoss:
+    """w(t) mean l(output, target) for one example, omega drawn from the key.
 
-    See Equation 2 of "Cold Diffusion" by Bansal et al. (https://arxiv.org/abs/2208.09392).
+    With the defaults, mean |R(D(x0, t, omega), t) - x0|: Equation 2 of "Cold Diffusion" by
+    Bansal et al. (https://arxiv.org/abs/2208.09392).
 
     Args:
-      network_fn: (params, xt, t) -> x0_hat, one example.
+      objective: see `Objective`.
       params: of the network.
       key: this example's key.
-      x0: clean image, [H, W, C], range [-1, 1].
-      degradation: D.
-      loss_fn: unreduced elementwise loss, such as `losses.l1`.
-      levels: see `draw_severity`.
+      example: "image" [H, W, C] in [-1, 1], and "label", integer scalar, if there are any.
+      problem: see `Problem`.
+      t: severity, scalar in (0, 1].
+      density: of t, from `times.draw`; carried through.
     Returns:
-      Scalar.
+      Scalars.
     """
-    key_t, key_omega = jax.random.split(key)
-    t = draw_severity(key_t, levels)
-    xt = degrade(degradation, x0, t, draw(degradation, key_omega, x0))
-    return jnp.mean(loss_fn(network_fn(params, xt, t), x0))
+    key_omega, key_label = jax.random.split(key)
+    x0, label = example["image"], None
+    if objective.num_classes is not None:
+        dropped = jax.random.bernoulli(key_label, objective.label_dropout)
+        label = jnp.where(dropped, objective.num_classes, example["label"])
+    omega = draw(problem.degradation, key_omega, x0)
+    xt = degrade(problem.degradation, x0, t, omega)
+    output = predict(objective, params, problem, xt, t, label)
+    prediction, target = compared(objective, problem, output, x0, t, omega)
+    loss = jnp.mean(objective.loss_fn(prediction, target))
+    return ExampleLoss(
+        t=t,
+        density=density,
+        weighted=weight(objective, problem, t) * loss,
+        loss=loss,
+        error=jnp.mean(jnp.square(prediction - target)),
+        target=jnp.mean(target),
+        target_square=jnp.mean(jnp.square(target)),
+    )
+
+
+def severity_sums(examples: ExampleLoss, axis_name: str | None) -> dict[str, Array]:
+    """Sums per bin of severity ((k - 1) / BINS, k / BINS], over all devices; each [BINS].
+
+    "count", and the sums of "loss", "error", "target" and "target_square" of the batch's
+    examples: what the curves of loss, RMSE and explained variance are made of.
+    """
+    bin_B = jnp.clip(jnp.ceil(examples.t * BINS) - 1, 0, BINS - 1).astype(jnp.int32)
+    values = {name: getattr(examples, name) for name in ExampleLoss._fields[3:]}
+    values["count"] = jnp.ones_like(examples.t)
+    sums = {name: jnp.zeros(BINS).at[bin_B].add(value) for name, value in values.items()}
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 def train_step(
     state: TrainState,
     batch: Mapping[str, Array],
     key: Array,
-    degradation: Degradation,
+    problem: Problem,
     *,
-    network_fn: Callable[[Any, Array, Array], Array],
+    objective: Objective,
     optimizer: optax.GradientTransformation,
-    loss_fn: Callable[[Array, Array], Array],
     ema_decay: float,
-    levels: int | None = None,
     axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """One optimiser step on this device's share of the batch.
 
     Args:
       state: replicated over the devices.
-      batch: "image" [B, H, W, C] in [-1, 1], and "position" [B] int32: each example's
-        index in the global batch.
+      batch: "image" [B, H, W, C] in [-1, 1], "position" [B] int32, each example's index in
+        the global batch, and "label" [B] where the network takes one.
       key: the run's key, the same at every step and on every device.
-      degradation: D.
-      network_fn, loss_fn, levels: see `example_loss`.
+      problem: see `Problem`.
+      objective: see `Objective`.
       optimizer: an optax transformation.
       ema_decay: d of ema <- d' ema + (1 - d') params with d' = min(d, (1 + n)/(10 + n))
         at step n, so that a short run is not averaged with its initialisation.
       axis_name: the mapped axis to average gradients over; None on one device.
     Returns:
-      The next state, and scalars "loss" and "grad_norm", averaged over the axis.
+      The next state, and metrics: scalars "loss" and "grad_norm", averaged over the axis, and
+      "severity", the sums of `severity_sums`.
     """
-    key = jax.random.fold_in(key, state.step)
-    keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch["position"])
+    key_times, key_examples = jax.random.split(jax.random.fold_in(key, state.step))
+    masses = times.importance_masses(state.importance) if objective.importance else problem.masses
+    size = len(batch["position"]) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
     def batch_loss(params):
-        def one(key, x0):
-            return example_loss(
-                network_fn, params, key, x0, degradation, loss_fn=loss_fn, levels=levels
+        def one(example):
+            t, density = times.draw(
+                key_times,
+                example["position"],
+                size,
+                masses,
+                spread_fn=objective.spread_fn,
+                levels=objective.levels,
             )
+            key = jax.random.fold_in(key_examples, example["position"])
+            return example_loss(objective, params, key, example, problem, t, density)
 
-        return jnp.mean(jax.vmap(one)(keys_B, batch["image"]))
+        examples = jax.vmap(one)(dict(batch))
+        # A law of t that somebody chose is a weighting; one that follows the loss is not.
+        density = examples.density if objective.importance else 1
+        return jnp.mean(examples.weighted / density), examples
 
-    loss, grads = jax.value_and_grad(batch_loss)(state.params)
+    (loss, examples), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
     if axis_name is not None:
         loss, grads = jax.lax.pmean((loss, grads), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -142,5 +315,13 @@ def train_step(
         params=params,
         ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
         opt_state=opt_state,
+        importance=times.update_importance(
+            state.importance, examples.t, examples.weighted, axis_name=axis_name
+        ),
     )
-    return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.global_norm(grads),
+        "severity": severity_sums(examples, axis_name),
+    }
+    return state, metrics

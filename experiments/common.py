@@ -1,32 +1,26 @@
-"""What the scripts share: configs and their errors, the pieces of a run, its folder.
+"""What the scripts share: flags, configs and their errors, the folder of a run.
 
 A workdir holds config.json, checkpoints/, metrics.jsonl, tensorboard/, and what
 the scripts draw or tabulate.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import pathlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import optax
 from absl import flags
 from absl import logging as absl_logging
 
-from diffjax import checkpoints, cold, data, degradations, losses, parallel, training
-from diffjax.models import unet
-from experiments.configs import default
+from diffjax import losses, parallel, predictions
 
-FAMILIES = {constructor.__name__: constructor for constructor in (cold.gaussian_blur,)}
-LOSSES = {"l1": losses.l1, "l2": losses.l2}
+LOSSES = ("l1", "l2", "huber", "pseudo_huber")
+TIMES = ("uniform", "stratified", "importance", "log_normal", "logit_normal")
 
 
 class UsageError(ValueError):
@@ -69,6 +63,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.model.attention = tuple(level for level in config.model.attention if level < 2)
         config.train.update(steps=6, batch_size=8, warmup=2, accumulate=1)
         config.sample.update(steps=2, batch_size=8, images=16)
+        config.prior.update(components=1, images=64)
         config.run.update(log_every=2, checkpoint_every=3)
 
     def check(ok, field, wanted):
@@ -87,16 +82,27 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     check(config.train.learning_rate >= 0, "train.learning_rate", "0 or more")
     check(config.train.clip_norm > 0, "train.clip_norm", "positive")
     check(0 <= config.train.ema_decay < 1, "train.ema_decay", "in [0, 1)")
-    check(config.train.loss in LOSSES, "train.loss", f"one of {', '.join(LOSSES)}")
-    check(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "float32 or bfloat16")
+    weightings = (None, *losses.WEIGHTINGS)
+    for field, choices in (
+        ("train.loss", LOSSES),
+        ("train.prediction", tuple(predictions.DIRECTIONS)),
+        ("train.weighting", weightings),
+        ("train.times", TIMES),
+        ("prior.kind", ("mixture", "bank")),
+        ("model.dtype", ("float32", "bfloat16")),
+    ):
+        check(_get(config, field) in choices, field, f"one of {', '.join(map(str, choices))}")
+    check(0 <= config.train.label_dropout <= 1, "train.label_dropout", "in [0, 1]")
+    check(config.train.loss_delta > 0, "train.loss_delta", "positive")
+    check(config.model.precondition_floor > 0, "model.precondition_floor", "positive")
+    check(config.prior.components > 0, "prior.components", "positive")
+    check(config.prior.images > 1, "prior.images", "2 or more")
+    check(config.prior.perturbation >= 0, "prior.perturbation", "0 or more")
     check(config.model.width > 0 and config.model.width % 8 == 0, "model.width", "a multiple of 8")
     multipliers = config.model.multipliers
     check(multipliers and min(multipliers) > 0, "model.multipliers", "positive, one a level")
     levels = range(len(config.model.multipliers))
     check(set(config.model.attention) <= set(levels), "model.attention", f"in {list(levels)}")
-    check(
-        config.degradation.family in FAMILIES, "degradation.family", f"one of {', '.join(FAMILIES)}"
-    )
     return config
 
 
@@ -104,70 +110,6 @@ def _get(config, field):
     for name in field.split("."):
         config = config[name]
     return config
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """The pieces that a config names."""
-
-    config: ml_collections.ConfigDict
-    degradation: degradations.Degradation
-    network_fn: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    optimizer: optax.GradientTransformation
-    image_shape: tuple[int, int, int]
-
-    def initial_state(self) -> training.TrainState:
-        model = _model(self.config, self.image_shape)
-        params = unet.init_unet(model, jax.random.key(self.config.seed), self.image_shape)
-        return training.create_state(params, self.optimizer)
-
-
-def _model(config, image_shape):
-    return unet.UNet(
-        channels=image_shape[-1],
-        width=config.model.width,
-        multipliers=tuple(config.model.multipliers),
-        blocks=config.model.blocks,
-        attention=tuple(config.model.attention),
-        dtype=jnp.dtype(config.model.dtype),
-    )
-
-
-def build(config: ml_collections.ConfigDict, split: str) -> tuple[Experiment, data.Source]:
-    """The experiment of a resolved config, and one split of its data.
-
-    Raises:
-      UsageError: naming the field and the fix.
-    """
-    try:
-        source = data.load(
-            config.data.name,
-            split,
-            directory=config.data.directory,
-            image_size=config.data.image_size,
-        )
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
-    arguments = dict(config.degradation)
-    family = arguments.pop("family")
-    try:
-        degradation = FAMILIES[family](source.image_shape, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"config.degradation ({family}): {error}") from error
-    updates = max(1, config.train.steps // config.train.accumulate)
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.train.learning_rate,
-        warmup_steps=min(config.train.warmup // config.train.accumulate, updates - 1),
-        decay_steps=updates,
-    )
-    optimizer = training.create_optimizer(
-        schedule, clip_norm=config.train.clip_norm, accumulate=config.train.accumulate
-    )
-    experiment = Experiment(
-        config, degradation, _model(config, source.image_shape).apply, optimizer, source.image_shape
-    )
-    return experiment, source
 
 
 def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -198,34 +140,6 @@ def _flatten(tree, prefix=""):
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {k: v for name in tree for k, v in _flatten(tree[name], f"{prefix}{name}.").items()}
-
-
-def load_run(workdir: pathlib.Path) -> tuple[Experiment, data.Source, training.TrainState]:
-    """The experiment of a workdir, its held-out split, and its latest state.
-
-    Raises:
-      UsageError: if nothing was trained there, or its data has gone.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UsageError(f"{workdir} holds no config.json: train there first")
-    held = json.loads(path.read_text())
-    config = default.get_config()
-    with config.unlocked():
-        config.update(ml_collections.ConfigDict(_tuples(held)))
-    experiment, source = build(config, "test")
-    with contextlib.closing(checkpoints.open_manager(workdir / "checkpoints")) as manager:
-        state = checkpoints.restore(manager, jax.eval_shape(experiment.initial_state))
-    if state is None:
-        raise UsageError(f"{workdir} holds no checkpoint yet: train there first")
-    return experiment, source, state
-
-
-def _tuples(tree):
-    """json has no tuples, and a config field keeps its type."""
-    if isinstance(tree, dict):
-        return {name: _tuples(value) for name, value in tree.items()}
-    return tuple(tree) if isinstance(tree, list) else tree
 
 
 def describe_device() -> str:

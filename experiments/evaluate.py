@@ -12,7 +12,7 @@ import tqdm
 from absl import flags
 
 from diffjax import metrics
-from experiments import common, restoring
+from experiments import building, common, restoring
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 flags.mark_flag_as_required("workdir")
@@ -28,12 +28,12 @@ def _scores(images_BHWC, clean_BHWC):
     }
 
 
-def evaluate(experiment: common.Experiment, source, params) -> dict[str, dict[str, float]]:
+def evaluate(run: building.Run) -> dict[str, dict[str, float]]:
     """{method: {"rmse", "psnr", "ssim"}}: RMSE over all pixels, the others averaged over images."""
     collected = {name: [] for name in restoring.METHODS}
-    count = min(experiment.config.sample.images or source.size, source.size)
+    count = min(run.experiment.config.sample.images or run.source.size, run.source.size)
     with tqdm.tqdm(total=count, unit="image", desc="restoring") as bar:
-        for clean, outputs in restoring.restorations(experiment, source, params, count):
+        for clean, outputs in restoring.restorations(run, count):
             for name, images in outputs.items():
                 collected[name].append(jax.device_get(_scores(images, clean)))
             bar.update(len(clean))
@@ -62,19 +62,20 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
-    experiment, source, state = common.load_run(workdir)
-    table = evaluate(experiment, source, state.ema_params)
-    images = min(experiment.config.sample.images or source.size, source.size)
+    run = building.load_run(workdir)
+    table = evaluate(run)
+    config = run.experiment.config
     report = {
-        "step": int(state.step),
-        "data": experiment.config.data.name,
+        "step": int(run.state.step),
+        "data": config.data.name,
         "split": "test",
-        "images": images,
-        "sample_steps": experiment.config.sample.steps,
+        "images": min(config.sample.images or run.source.size, run.source.size),
+        "sample_steps": config.sample.steps,
+        "device": common.describe_device(),
         "methods": table,
     }
     (workdir / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{images:,} held-out images of {report['data']}, step {report['step']:,}\n")
+    print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
     print(markdown(table))
 
 

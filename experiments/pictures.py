@@ -76,13 +76,29 @@ def write_gif(path: pathlib.Path, frames: np.ndarray, *, seconds: float = 4.0) -
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
-def draw_loss(workdir: pathlib.Path) -> None:
-    """loss.png: the training loss over the steps, from metrics.jsonl."""
+def draw_curves(workdir: pathlib.Path) -> None:
+    """loss.png and severity.png, from metrics.jsonl: over the steps, and for each bin of t."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
     figure, axis = plt.subplots(figsize=(6, 3.5))
-    axis.semilogy([line["step"] for line in lines], [line["loss"] for line in lines], lw=1)
-    axis.set_xlabel("step")
-    axis.set_ylabel("training loss")
+    axis.semilogy(steps, [line["loss"] for line in lines], lw=1)
+    axis.set(xlabel="step", ylabel="training loss")
     axis.grid(alpha=0.3, which="both")
     figure.savefig(workdir / "loss.png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+    names = {"loss": "loss", "rmse": "RMSE", "explained_variance": "explained variance"}
+    figure, axes = plt.subplots(1, len(names), figsize=(12, 3.5))
+    for axis, (name, label) in zip(axes, names.items(), strict=True):
+        values = np.array([line["severity"][name] for line in lines], float)
+        for k, series in enumerate(values.T):
+            color = plt.cm.viridis(k / values.shape[1])
+            axis.plot(
+                steps, series, lw=1, color=color, label=f"t <= {(k + 1) / values.shape[1]:.1f}"
+            )
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[-1].set_ylim(max(-1, np.nanmin(values)), 1.02)
+    axes[-1].legend(fontsize=6)
+    figure.savefig(workdir / "severity.png", dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from experiments import common, pictures, restoring
+from experiments import building, common, pictures, restoring
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _COLUMNS = flags.DEFINE_integer("columns", 16, "How many images.", lower_bound=1)
@@ -17,8 +17,8 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
-    experiment, source, state = common.load_run(workdir)
-    batches = list(restoring.restorations(experiment, source, state.ema_params, _COLUMNS.value))
+    run = building.load_run(workdir)
+    batches = list(restoring.restorations(run, _COLUMNS.value))
     rows = {"clean": np.concatenate([clean for clean, _ in batches])}
     for name in restoring.METHODS:
         rows[name] = np.concatenate([outputs[name] for _, outputs in batches])

@@ -23,17 +23,35 @@ def get_config() -> ml_collections.ConfigDict:
     model.blocks = 1  # residual blocks a level, each way
     model.attention = ()  # levels with self-attention; 0 is the finest
     model.dtype = "float32"  # of the computation: float32 or bfloat16
+    model.class_conditional = False  # give the network the labels
+    # Wrap the network with the best linear restorer; None: wherever one is known and x0 predicted.
+    model.precondition = ml_collections.config_dict.placeholder(bool)
+    model.precondition_floor = 1e-3  # error of xt that the linear restorer reckons with
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000  # batches seen
     train.batch_size = 64  # over all devices
-    train.loss = "l1"  # l1 or l2
+    train.loss = "l1"  # l1, l2, huber or pseudo_huber
+    train.loss_delta = 0.1  # where huber and pseudo_huber turn from square to absolute error
+    train.prediction = "x0"  # x0, noise, v, score, flow, edm or previous
+    # Of the error of x0_hat, by SNR: a name of diffjax.losses.WEIGHTINGS; None: every severity's
+    # own error counts alike.
+    train.weighting = ml_collections.config_dict.placeholder(str)
+    train.times = "uniform"  # uniform, stratified, importance, log_normal or logit_normal
     train.levels = ml_collections.config_dict.placeholder(int)  # severities k/levels; None: all
     train.learning_rate = 1e-3  # peak; cosine decay to zero
     train.warmup = 100  # steps of linear warm-up
     train.clip_norm = 1.0  # global norm of the gradient
     train.accumulate = 1  # batches averaged into one update
     train.ema_decay = 0.995  # of the averaged parameters, which are the ones sampled with
+
+    train.label_dropout = 0.1  # share of examples without their label
+
+    config.prior = prior = ml_collections.ConfigDict()  # where xT comes from, if from images
+    prior.kind = "mixture"  # a Gaussian mixture fitted on D(x0, 1), or bank: those images
+    prior.components = 1  # of the mixture
+    prior.perturbation = 0.002  # std of the noise added to xT, in units of [-1, 1]
+    prior.images = 6400  # training images used
 
     config.sample = sample = ml_collections.ConfigDict()
     sample.steps = 20  # S, of the uniform grid 1, 1 - 1/S, ..., 0
