@@ -1,7 +1,8 @@
-"""Cold degradations: what destroys the image is not noise. One constructor a family.
+"""Cold degradations that are linear maps of pixels or channels. One constructor a family.
 
 Every constructor takes the images' shape and returns a `Degradation`; every
-argument that cannot be raises ValueError, naming it.
+argument that cannot be raises ValueError, naming it. What covers the image, and
+leaves the rest of it alone, is in `occlusions.py`.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.degradations import Degradation, LinearMap, require
-from diffjax.operators import separable
+from diffjax.degradations import Degradation, LinearMap, require, require_shape, require_steps
+from diffjax.operators import color, separable
 
 
 def _apply_separable(params, x0, t, omega):
@@ -31,12 +32,23 @@ def _separable(rows: np.ndarray, cols: np.ndarray | None) -> Degradation:
     return Degradation(tables, apply_fn=_apply_separable, linear_fn=_linear_separable)
 
 
+def _apply_decolor(params, x0, t, omega):
+    del omega
+    return color.degrade_color(params, x0, t)
+
+
+def _linear_decolor(params, t):
+    return LinearMap(colors=color.gather(params, t))
+
+
 def gaussian_blur(
     image_shape: Sequence[int],
     *,
     stds: Sequence[float],
-    kernel_size: int,
+    kernel_size: int | Sequence[int],
     boundary: str = "circular",
+    cumulative: bool = True,
+    mean_at_end: bool = False,
 ) -> Degradation:
     """Repeated Gaussian blur: x_t = G_k ... G_1 x0 with k = round(t T), per channel.
 
@@ -45,8 +57,10 @@ def gaussian_blur(
     Args:
       image_shape: (H, W, C) of the images.
       stds: std of each step's kernel, in pixels, positive; T = len(stds).
-      kernel_size: taps of each step's kernel, odd.
+      kernel_size: taps of each step's kernel, odd; one for all, or one a step.
       boundary: "circular", "reflect" or "symmetric", as in `convolution_matrix`.
+      cumulative: if False, x_t = G_k x0: each step's kernel alone ("individual").
+      mean_at_end: at t = 1 every channel is its mean over x0 (the authors' "discrete").
     Returns:
       A linear degradation with no realisation. Its tables hold T H^2 floats, and
       T W^2 more if W differs from H.
@@ -54,15 +68,111 @@ def gaussian_blur(
       ValueError: naming the argument that cannot be.
     Note:
       The kernel is truncated to kernel_size taps and normalised, as in the authors'
-      code: 20 steps of std 7 in 11 taps make a std of 13.6 pixels, not 31.3.
+      code: 20 steps of std 7 in 11 taps make a std of 13.6 pixels, not 31.3. Their
+      "discrete" also truncates training inputs to 8 bits, which is no part of D here.
     """
-    height, width, _ = image_shape
-    stds = np.asarray(stds, np.float64)
+    height, width, _ = require_shape(image_shape)
+    stds = require_steps("stds", stds)
+    taps = np.asarray(kernel_size)
     require(
-        stds.ndim == 1 and len(stds) > 0, f"stds must list one std a step; got shape {stds.shape}"
+        taps.shape in ((), stds.shape) and bool(np.all((taps % 2 == 1) & (taps > 0))),
+        f"kernel_size must be odd, one for all or one a step; got {kernel_size}",
     )
-    require(bool(np.all(stds > 0)), f"stds must be positive; got {stds.min()}")
-    require(kernel_size % 2 == 1 and kernel_size > 0, f"kernel_size must be odd; got {kernel_size}")
-    rows = separable.blur_table(stds, kernel_size, height, boundary)
-    cols = None if width == height else separable.blur_table(stds, kernel_size, width, boundary)
-    return _separable(rows, cols)
+    taps = np.broadcast_to(taps, stds.shape)
+
+    def table(size):
+        steps = separable.blur_table(stds, taps, size, boundary, cumulative=cumulative)
+        if mean_at_end:
+            steps[-1] = 1 / size
+        return steps
+
+    return _separable(table(height), None if width == height else table(width))
+
+
+def downsample(
+    image_shape: Sequence[int],
+    *,
+    sizes: Sequence[int | tuple[int, int]] | None = None,
+    steps: int | None = None,
+    method: str = "bicubic",
+) -> Degradation:
+    """Lost resolution: x_k = U_k D_k x_(k-1), down to sizes[k - 1] and back up by nearest.
+
+    See "Cold Diffusion" by Bansal et al. (https://arxiv.org/abs/2208.09392).
+
+    Args:
+      image_shape: (H, W, C) of the images.
+      sizes: pixels left along both axes, or (rows, columns) left, after each step; they
+        may not grow. T = len(sizes).
+      steps: in place of sizes, T halvings of both sides; 2^T must divide H and W.
+      method: how D_k shrinks: "bicubic" (a = -0.75, the authors'), "bilinear" or "area"
+        (the mean of the pixels). The first two interpolate between the nearest four or
+        two pixels a side, whatever the ratio; the last needs sizes that divide H and W.
+    Returns:
+      A linear degradation with no realisation; its tables are as large as
+      `gaussian_blur`'s.
+    Raises:
+      ValueError: naming the argument that cannot be.
+    Note:
+      As in the authors' code every step resamples the H x W image that the last one
+      left, so that after a first bicubic halving each later one is the mean of 2 x 2
+      pixels. Bicubic overshoots, and nothing clips it: x_t can leave [-1, 1].
+    """
+    height, width, _ = require_shape(image_shape)
+    require((sizes is None) != (steps is None), "downsample takes either sizes or steps")
+    if sizes is None:
+        require(steps > 0, f"steps must be positive; got {steps}")
+        require(
+            height % 2**steps == 0 and width % 2**steps == 0,
+            f"steps = {steps} halvings need 2^steps to divide the image; got {height} x {width}",
+        )
+        sizes = [(height >> k, width >> k) for k in range(1, steps + 1)]
+    pairs = [(size, size) if np.ndim(size) == 0 else tuple(size) for size in sizes]
+    require(len(pairs) > 0, "sizes must list one size a step; got none")
+    chain = np.array([(height, width), *pairs])
+    require(
+        bool(np.all(chain > 0) and np.all(np.diff(chain, axis=0) <= 0)),
+        f"sizes must be positive and never grow from {height} x {width}; got {list(sizes)}",
+    )
+    rows = separable.resample_table(chain[1:, 0], height, method)
+    cols = separable.resample_table(chain[1:, 1], width, method)
+    return _separable(rows, None if np.array_equal(rows, cols) else cols)
+
+
+def decolor(
+    image_shape: Sequence[int],
+    *,
+    steps: int,
+    schedule: str = "linear",
+    factor: float = 0.9,
+    gray_at_end: bool = False,
+) -> Degradation:
+    """Lost colour: x_t = w_k x0 + (1 - w_k) mean_c(x0) with k = round(t T).
+
+    See "Cold Diffusion" by Bansal et al. (https://arxiv.org/abs/2208.09392).
+
+    Args:
+      image_shape: (H, W, C) of the images; any number of channels.
+      steps: T.
+      schedule: "linear", w_k = 1 - k / T, or "constant", w_k = factor^k.
+      factor: of the constant schedule, in [0, 1).
+      gray_at_end: for the constant schedule, w_T = 0 (the authors' "total_remove").
+    Returns:
+      A linear degradation with no realisation.
+    Raises:
+      ValueError: naming the argument that cannot be.
+    Note:
+      Where w_k = 0 the channels are equal bit for bit. Gray is the plain mean, not luma.
+    """
+    _, _, channels = require_shape(image_shape)
+    require(steps > 0, f"steps must be positive; got {steps}")
+    require(
+        schedule in ("linear", "constant"), f"schedule must be linear or constant; got {schedule!r}"
+    )
+    require(0 <= factor < 1, f"factor must lie in [0, 1); got {factor}")
+    k = np.arange(1, steps + 1)
+    weights = 1 - k / steps if schedule == "linear" else float(factor) ** k
+    if gray_at_end:
+        weights[-1] = 0
+    table = jnp.asarray(color.decolor_table(weights, channels), jnp.float32)
+    return Degradation(table, apply_fn=_apply_decolor, linear_fn=_linear_decolor)

@@ -2,8 +2,9 @@
 
 A Gaussian blur applied k times, along rows and columns and for any boundary
 rule, is one H x H and one W x W matrix: the product of the k one-dimensional
-convolution matrices. The products are tabulated once, in float64; at run time
-a severity is a gather and two small matrix products:
+convolution matrices. So is a chain of resamplings, down to fewer pixels and back.
+The products are tabulated once, in float64; at run time a severity is a gather
+and two small matrix products:
 
     k = round(t T),   x_t = rows[k - 1] x_0 cols[k - 1]^T,   x_0 at k = 0.
 
@@ -13,6 +14,7 @@ from the iterated chain by float32 rounding only.
 Depends on: jax, numpy, chex.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -22,6 +24,7 @@ import numpy as np
 Array = chex.Array
 
 BOUNDARIES = ("circular", "reflect", "symmetric")
+METHODS = ("bicubic", "bilinear", "area")
 
 
 class Separable(NamedTuple):
@@ -86,6 +89,31 @@ def gaussian_kernel(size: int, std: float) -> np.ndarray:
     return weights / weights.sum()
 
 
+def _period(size: int, boundary: str) -> int:
+    """Length of the periodic signal that `size` pixels become under the boundary rule."""
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}; got {boundary!r}")
+    return max(1, {"circular": size, "reflect": 2 * size - 2, "symmetric": 2 * size}[boundary])
+
+
+def _wrap(kernel: np.ndarray, period: int) -> np.ndarray:
+    """The kernel on the periodic signal, its centre at 0; [period]."""
+    wrapped = np.zeros(period)
+    np.add.at(wrapped, (np.arange(len(kernel)) - len(kernel) // 2) % period, kernel)
+    return wrapped
+
+
+def _periodic_matrix(wrapped: np.ndarray, size: int, boundary: str) -> np.ndarray:
+    """The matrix on `size` pixels of a correlation on their periodic extension."""
+    period = len(wrapped)
+    position = np.arange(period)
+    matrix = wrapped[(position - np.arange(size)[:, None]) % period]
+    # Beyond the last pixel the extension runs back over the same pixels.
+    mirrored = period - position[size:] - (boundary == "symmetric")
+    matrix[:, mirrored] += matrix[:, size:]
+    return matrix[:, :size]
+
+
 def convolution_matrix(kernel: np.ndarray, size: int, boundary: str) -> np.ndarray:
     """The matrix of a one-dimensional correlation on `size` pixels; float64 [size, size].
 
@@ -98,35 +126,92 @@ def convolution_matrix(kernel: np.ndarray, size: int, boundary: str) -> np.ndarr
     Raises:
       ValueError: if the boundary is none of these.
     """
-    if boundary not in BOUNDARIES:
-        raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}; got {boundary!r}")
-    pixel = np.arange(size)[:, None]
-    source = pixel + np.arange(len(kernel)) - len(kernel) // 2
-    if boundary == "circular" or size == 1:
-        source = source % size
-    else:
-        period = 2 * size - (2 if boundary == "reflect" else 0)
-        mirror = period - (1 if boundary == "symmetric" else 0)
-        source = source % period
-        source = np.minimum(source, mirror - source)
-    matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.broadcast_to(pixel, source.shape), source), kernel)
-    return matrix
+    return _periodic_matrix(_wrap(kernel, _period(size, boundary)), size, boundary)
 
 
-def blur_table(stds: np.ndarray, kernel_size: int, size: int, boundary: str) -> np.ndarray:
-    """Cumulative blurs A_k = G_k ... G_1 along one axis; float64 [T, size, size].
+def blur_table(
+    stds: Sequence[float],
+    kernel_sizes: Sequence[int],
+    size: int,
+    boundary: str,
+    *,
+    cumulative: bool = True,
+) -> np.ndarray:
+    """Blurs A_k = G_k ... G_1 along one axis, or G_k alone; float64 [T, size, size].
+
+    Under all three boundary rules a symmetric kernel keeps the periodic extension of
+    the signal what it is, so that the chain is a product of the kernels' spectra:
+    T N^2 operations, where products of matrices would take T N^3.
 
     Args:
       stds: std of each of the T steps, in pixels.
-      kernel_size: number of taps, odd.
+      kernel_sizes: number of taps of each step, odd.
       size: number of pixels along the axis.
       boundary: see `convolution_matrix`.
+      cumulative: whether step k follows the steps before it.
     """
-    table = np.empty((len(stds), size, size))
+    period = _period(size, boundary)
+    kernels = [gaussian_kernel(*step) for step in zip(kernel_sizes, stds, strict=True)]
+    wrapped = np.stack([_wrap(kernel, period) for kernel in kernels])
+    if cumulative:
+        wrapped = np.fft.irfft(np.cumprod(np.fft.rfft(wrapped), axis=0), n=period)
+    table = np.empty((len(wrapped), size, size))
+    for k, kernel in enumerate(wrapped):
+        table[k] = _periodic_matrix(kernel, size, boundary)
+    return table
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """The cubic convolution kernel of Keys with a = -0.75, at distances of at most 2."""
+    a, d = -0.75, np.abs(distance)
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * d * a - 4 * a
+    return np.where(d <= 1, near, far)
+
+
+def resize_matrix(size: int, new_size: int, method: str) -> np.ndarray:
+    """The matrix that resamples `size` pixels to `new_size`; float64 [new_size, size].
+
+    Pixel i of the result lies at (i + 1/2) size / new_size - 1/2 in the source; beyond
+    the edge the edge pixel is repeated.
+
+    Args:
+      size: number of pixels.
+      new_size: number of pixels of the result.
+      method: "nearest"; "bilinear" and "bicubic" (a = -0.75), interpolations that are
+        NOT smoothed when they shrink; "area", the mean of size / new_size pixels.
+    Raises:
+      ValueError: if the method is none of these, or if new_size must divide size and does not.
+    """
+    if method not in ("nearest", *METHODS):
+        raise ValueError(f"method must be nearest or one of {', '.join(METHODS)}; got {method!r}")
+    if method == "area":
+        if size % new_size:
+            raise ValueError(f"area needs sizes that divide the image's: {new_size} not {size}")
+        return np.repeat(np.eye(new_size), size // new_size, axis=1) * (new_size / size)
+    pixel = np.arange(new_size)[:, None]
+    if method == "nearest":
+        return np.eye(size)[(2 * pixel[:, 0] + 1) * size // (2 * new_size)]
+    position = (pixel + 0.5) * size / new_size - 0.5
+    taps = np.arange(-1, 3) if method == "bicubic" else np.arange(2)
+    source = np.floor(position).astype(int) + taps
+    distance = position - source
+    weights = _cubic(distance) if method == "bicubic" else 1 - np.abs(distance)
+    matrix = np.zeros((new_size, size))
+    np.add.at(matrix, (pixel, np.clip(source, 0, size - 1)), weights)
+    return matrix
+
+
+def resample_table(sizes: Sequence[int], size: int, method: str) -> np.ndarray:
+    """A_k = U_k D_k ... U_1 D_1 along one axis; float64 [T, size, size].
+
+    D_k resamples `size` pixels to sizes[k - 1] by the method, U_k back by nearest.
+    """
+    table = np.empty((len(sizes), size, size))
     total = np.eye(size)
-    for k, std in enumerate(stds):
-        total = convolution_matrix(gaussian_kernel(kernel_size, std), size, boundary) @ total
+    for k, new_size in enumerate(sizes):
+        down = resize_matrix(size, new_size, method)
+        total = resize_matrix(new_size, size, "nearest") @ (down @ total)
         table[k] = total
     return table
 
