@@ -33,6 +33,9 @@ def main() -> int:
     manager = checkpoints.open_manager(workdir / "checkpoints", keep=config.run.keep)
     try:
         return train(experiment, source, problem, workdir, manager)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
         manager.close()
 
@@ -78,26 +81,26 @@ def train(experiment: building.Experiment, source: data.Source, problem, workdir
             if step % config.run.log_every == 0 or last:
                 # The step just dispatched runs on while the ones before it are read.
                 if not log.write(step, flush=last):
-                    return _diverged(step, workdir)
+                    raise _diverged(step, workdir)
             if step % config.run.checkpoint_every == 0 or last:
                 if not log.finite():
-                    return _diverged(step, workdir)
+                    raise _diverged(step, workdir)
                 checkpoints.save(manager, step, parallel.unreplicate(state))
-            if stopping and step < steps:
-                say(f"interrupted at step {step:,}: the same command goes on from there")
-                return 128 + stopping
+            if stopping:
+                break
+    if step < steps:
+        say(f"interrupted at step {step:,}: the same command goes on from there")
+        return 128 + stopping
     if jax.process_index() == 0:
         pictures.draw_curves(workdir)
     return 0
 
 
 def _diverged(step, workdir):
-    print(
-        f"error: the loss or its gradient is not finite near step {step:,}; lower "
-        f"train.learning_rate or train.clip_norm (the last good checkpoint is kept in {workdir})",
-        file=sys.stderr,
+    return FloatingPointError(
+        f"the loss or its gradient is not finite near step {step:,}; lower "
+        f"train.learning_rate or train.clip_norm (the last good checkpoint is kept in {workdir})"
     )
-    return 1
 
 
 class _StopSignal:
