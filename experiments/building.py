@@ -29,6 +29,7 @@ from diffjax import (
     training,
 )
 from diffjax.models import unet
+from diffjax.operators import noise
 from experiments.common import UsageError
 from experiments.configs import default
 
@@ -207,10 +208,12 @@ def _preconditioned(config, degradation) -> bool:
         config.train.prediction == "previous"
         and degradations.coefficients(degradation, 1.0) is None
     )
-    possible = answers_x0 and degradation.linear_fn is not None
+    # Another image as omega is no white noise, which the linear restorer takes it for.
+    white = degradation.draw_fn in (degradations.no_realisation, noise.draw_noise)
+    possible = answers_x0 and degradation.linear_fn is not None and white
     if config.model.precondition and not possible:
         raise UsageError(
-            "config.model.precondition needs a linear degradation with a linear_fn and "
+            "config.model.precondition needs a linear degradation, its noise white, and "
             f"train.prediction x0; got {config.degradation.family} and {config.train.prediction}"
         )
     return possible if config.model.precondition is None else config.model.precondition
@@ -247,26 +250,24 @@ def fit(experiment: Experiment, source: data.Source) -> dict:
     count = min(config.prior.images, source.size)
     indices = np.random.default_rng(config.seed).choice(source.size, count, replace=False)
     clean = source.fetch_fn(np.sort(indices))["image"]
-    degradation, key = experiment.degradation, jax.random.key(config.seed + 3)
-    omega = degradations.draw(degradation, key, clean[0])
+    keys = jax.random.split(jax.random.key(config.seed + 3), count)
 
-    def degrade_fn(x0, t, omega):
-        return degradations.degrade(degradation, x0, t, omega)
+    def fully(key, x0):
+        omega = degradations.draw(experiment.degradation, key, x0)
+        return degradations.degrade(experiment.degradation, x0, 1.0, omega)
 
-    if priors.depends_on_x0(degrade_fn, clean[:64], omega):
-
-        @jax.jit
-        @jax.vmap
-        def fully(key, x0):
-            return degrade_fn(x0, 1.0, degradations.draw(degradation, key, x0))
-
-        xT = np.asarray(fully(jax.random.split(key, count), clean))
+    # With one key for all, what still differs between two xT comes from x0.
+    if priors.depends_on_x0(lambda x0, t, omega: fully(keys[0], x0), clean[:64], None):
+        xT = np.asarray(jax.jit(jax.vmap(fully))(keys, clean))
         if config.prior.kind == "bank":
             fitted["prior"] = priors.BankPrior(jnp.asarray(xT))
         else:
-            fitted["prior"] = priors.fit_mixture(
-                xT, components=config.prior.components, seed=config.seed
-            )
+            try:
+                fitted["prior"] = priors.fit_mixture(
+                    xT, components=config.prior.components, seed=config.seed
+                )
+            except ValueError as error:
+                raise UsageError(f"config.prior: {error}") from error
     return fitted
 
 

@@ -21,6 +21,11 @@ from diffjax import losses, parallel, predictions
 
 LOSSES = ("l1", "l2", "huber", "pseudo_huber")
 TIMES = ("uniform", "stratified", "importance", "log_normal", "logit_normal")
+SAMPLERS = (
+    *("naive", "cold", "ddim", "ddpm", "euler", "heun", "dpm_solver_2m", "flow_euler"),
+    *("ihdm", "indi", "blurring"),
+)
+GRIDS = ("uniform", "trailing", "karras")
 
 
 class UsageError(ValueError):
@@ -89,12 +94,15 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         ("train.weighting", weightings),
         ("train.times", TIMES),
         ("prior.kind", ("mixture", "bank")),
+        ("sample.sampler", SAMPLERS),
+        ("sample.grid", GRIDS),
         ("model.dtype", ("float32", "bfloat16")),
     ):
         check(_get(config, field) in choices, field, f"one of {', '.join(map(str, choices))}")
     check(0 <= config.train.label_dropout <= 1, "train.label_dropout", "in [0, 1]")
     check(config.train.loss_delta > 0, "train.loss_delta", "positive")
     check(config.model.precondition_floor > 0, "model.precondition_floor", "positive")
+    check(config.sample.delta >= 0, "sample.delta", "0 or more")
     check(config.prior.components > 0, "prior.components", "positive")
     check(config.prior.images > 1, "prior.images", "2 or more")
     check(config.prior.perturbation >= 0, "prior.perturbation", "0 or more")

@@ -1,23 +1,42 @@
-"""Draws held-out images beside their restorations: clean, degraded, direct, both algorithms.
+"""Restores held-out images, or, with --num, generates new ones.
 
 python -m experiments.sample --workdir=runs/demo
+python -m experiments.sample --workdir=runs/demo --num=64
+
+The first draws samples.png: clean, degraded, direct and both algorithms. The second starts
+from the run's prior (or from drawn noise, colours, ...) and writes, into --output, the images
+as uint8 arrays in batch_*.npz, grid.png and trajectory.gif. It can be interrupted: the same
+command goes on, and image i depends on --seed and i alone, whatever the batch or the host.
 """
 
+import json
+import os
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import tqdm
 from absl import flags
 
-from experiments import building, common, pictures, restoring
+from diffjax import parallel
+from experiments import building, common, generating, pictures, restoring
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_COLUMNS = flags.DEFINE_integer("columns", 16, "How many images.", lower_bound=1)
-flags.mark_flag_as_required("workdir")
+_COLUMNS = flags.DEFINE_integer("columns", 16, "Held-out images to restore.", lower_bound=1)
+_NUM = flags.DEFINE_integer("num", None, "Images to generate.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the images; none: workdir/generated.")
+_SAMPLER = flags.DEFINE_enum("sampler", None, common.SAMPLERS, "None: the config's.")
+_STEPS = flags.DEFINE_integer("steps", None, "None: the config's.", lower_bound=1)
+_PERTURBATION = flags.DEFINE_float("perturbation", None, "None: the config's.", lower_bound=0)
+_LABEL = flags.DEFINE_integer("label", None, "Class of every image; none: one after another.")
+_GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Classifier-free guidance; 1 is none.")
+_CLIP = flags.DEFINE_bool("clip", False, "Clip every estimate of the clean image to [-1, 1].")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the images.", lower_bound=0)
+_GRID_IMAGES, _GIF_IMAGES, _GIF_STATES = 64, 16, 40
 
 
-def main() -> None:
-    workdir = pathlib.Path(_WORKDIR.value)
-    run = building.load_run(workdir)
+def draw_restorations(run: building.Run, workdir: pathlib.Path) -> None:
     batches = list(restoring.restorations(run, _COLUMNS.value))
     rows = {"clean": np.concatenate([clean for clean, _ in batches])}
     for name in restoring.METHODS:
@@ -27,5 +46,105 @@ def main() -> None:
     print(f"wrote {path}")
 
 
+def settings(run: building.Run) -> dict:
+    """What the images depend on, beside the run: kept with them, and compared on resuming."""
+    config, num_classes = run.experiment.config, run.experiment.objective.num_classes
+    given = _LABEL.value is not None or _GUIDANCE.value != 1
+    if given and num_classes is None:
+        raise common.UsageError(
+            "--label and --guidance need a run with config.model.class_conditional"
+        )
+    if _LABEL.value is not None and not 0 <= _LABEL.value < num_classes:
+        raise common.UsageError(f"--label must lie in 0..{num_classes - 1}; got {_LABEL.value}")
+    perturbation = _PERTURBATION.value
+    return {
+        "step": int(run.state.step),
+        "sampler": _SAMPLER.value or config.sample.sampler,
+        "steps": _STEPS.value or config.sample.steps,
+        "grid": config.sample.grid,
+        "perturbation": config.prior.perturbation if perturbation is None else perturbation,
+        "label": _LABEL.value,
+        "guidance": _GUIDANCE.value,
+        "clip": _CLIP.value,
+        "seed": _SEED.value,
+        "batch_size": config.sample.batch_size,
+    }
+
+
+def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
+    """Writes the batches that are not there yet, then the pictures of the first."""
+    chosen = settings(run)
+    path = output / "settings.json"
+    if path.exists() and json.loads(path.read_text()) != chosen:
+        raise common.UsageError(f"{output} holds other images: choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(chosen, indent=2) + "\n")
+
+    num_classes = run.experiment.objective.num_classes
+    shared = {
+        "sampler_name": chosen["sampler"],
+        "steps": chosen["steps"],
+        "guidance": chosen["guidance"],
+        "clip": chosen["clip"],
+    }
+    make_fn = parallel.map_examples(generating.generator(run, **shared))
+    operand = (run.state.ema_params, run.problem, run.prior, jnp.float32(chosen["perturbation"]))
+
+    def keys_labels(start, count):
+        indices = np.arange(start, start + count)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+            jax.random.key(chosen["seed"]), indices
+        )
+        given = indices % (num_classes or 1) if chosen["label"] is None else chosen["label"]
+        return keys, np.broadcast_to(given, indices.shape).astype(np.int32)
+
+    size = chosen["batch_size"]
+    mine = range(0, num, size)[jax.process_index() :: jax.process_count()]
+    with tqdm.tqdm(total=len(mine) * size, unit="image", desc="generating") as bar:
+        for start in mine:
+            batch = output / f"batch_{start:08d}.npz"
+            if not batch.exists():
+                keys, labels = keys_labels(start, size)
+                images = pictures.to_uint8(make_fn(operand, keys, labels))
+                partial = batch.with_suffix(".partial.npz")
+                np.savez_compressed(
+                    partial, image=images[: num - start], label=labels[: num - start]
+                )
+                os.replace(partial, batch)
+            bar.update(size)
+    if jax.process_index():
+        return
+    first = read_images(output, min(num, _GRID_IMAGES))
+    columns = int(np.ceil(np.sqrt(len(first))))
+    scale = max(1, 64 // first.shape[1])
+    pictures.to_pil(pictures.tile(first, columns), scale).save(output / "grid.png")
+    every = -(-chosen["steps"] // _GIF_STATES)
+    trace_fn = parallel.map_examples(generating.generator(run, **shared, keep_every=every))
+    _, trace = trace_fn(operand, *keys_labels(0, min(num, _GIF_IMAGES)))
+    pictures.write_gif(output / "trajectory.gif", np.moveaxis(trace.xt, 1, 0))
+    print(f"wrote {num:,} images, grid.png and trajectory.gif to {output}")
+
+
+def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
+    """The first `num` generated images (None: all), [N, H, W, C] in [-1, 1]."""
+    found, count = [], 0
+    for path in sorted(folder.glob("batch_????????.npz")):
+        if num is not None and count >= num:
+            break
+        found.append(np.load(path)["image"])
+        count += len(found[-1])
+    return np.concatenate(found)[:num].astype(np.float32) / 127.5 - 1
+
+
+def main() -> None:
+    workdir = pathlib.Path(_WORKDIR.value)
+    run = building.load_run(workdir)
+    if _NUM.value is None:
+        draw_restorations(run, workdir)
+    else:
+        generate(run, pathlib.Path(_OUTPUT.value or workdir / "generated"), _NUM.value)
+
+
 if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
     common.run(main)

@@ -54,7 +54,10 @@ def get_config() -> ml_collections.ConfigDict:
     prior.images = 6400  # training images used
 
     config.sample = sample = ml_collections.ConfigDict()
-    sample.steps = 20  # S, of the uniform grid 1, 1 - 1/S, ..., 0
+    sample.sampler = "cold"  # one of experiments.common.SAMPLERS
+    sample.steps = 20  # S
+    sample.grid = "uniform"  # 1, 1 - 1/S, ..., 0; or trailing or karras
+    sample.delta = 0.025  # std of the noise that the sampler ihdm adds
     sample.batch_size = 128  # images at a time
     sample.images = ml_collections.config_dict.placeholder(int)  # held-out images; None: all
 
