@@ -38,7 +38,13 @@ def run(main: Callable[[], int | None]) -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
     with usage_errors(Exception):
-        rest = flags.FLAGS(sys.argv)
+        try:
+            rest = flags.FLAGS(sys.argv)
+        except (AttributeError, KeyError) as error:
+            message = error.args[0]
+            if isinstance(message, KeyError):  # its str would be a repr
+                message = message.args[0]
+            raise UsageError(f"no config field {' '.join(str(message).split())}") from error
         if len(rest) > 1:
             raise UsageError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
     with usage_errors():
@@ -62,7 +68,10 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Raises:
       UsageError: naming the field and what it may be.
     """
-    config = config.copy_and_resolve_references()
+    try:
+        config = config.copy_and_resolve_references()
+    except OSError as error:  # ml_collections waits until now to say that there is no such file
+        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from error
     if config.smoke:
         config.model.update(width=8, multipliers=config.model.multipliers[:2], blocks=1)
         config.model.attention = tuple(level for level in config.model.attention if level < 2)
