@@ -1,0 +1,211 @@
+"""The best linear restorer of a linear degradation, and the error that it leaves.
+
+For x0 with mean mu and covariance S, and x_t = A x0 + sigma omega with omega white, no
+affine function of x_t comes nearer to x0 in mean square than
+
+    L(x_t) = mu + S A' (A S A' + sigma^2 I)^-1 (x_t - A mu)
+    e^2    = trace(S - S A' (A S A' + sigma^2 I)^-1 A S) / (H W C)
+
+S has (H W C)^2 entries, so it is taken as a Kronecker product, and A is one:
+
+    S = S_rows (x) S_cols (x) S_colors,   A = alpha rows (x) cols (x) colors
+
+Along each axis write S = B B' and decompose A B = U diag(s) V'; then, over all modes,
+
+    L(x_t) = mu + B V [alpha s / (alpha^2 s^2 + sigma^2)] U' (x_t - A mu)
+    e^2    = sum |B V|^2 [sigma^2 / (alpha^2 s^2 + sigma^2)] / (H W C)
+
+with s the product of the three axes' values: small matrix products around one
+division. Singular values, not eigenvalues of A S A', and a sum of what is lost, not a
+difference, keep what a strong blur leaves of an image (s of 1e-4 and less) in float32.
+
+What is optimal: L and e, if S is such a product and sigma is right. The covariance of
+real images is one only roughly; L then is a good linear restorer rather than the best,
+and e, true of the model, is a scale for the data and no measurement. To say how well L
+does on images, restore them and compare.
+
+Depends on: jax, numpy, chex.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+Array = chex.Array
+
+
+class Moments(NamedTuple):
+    """Mean and centred second moments of a set of images; float64, mergeable."""
+
+    count: np.ndarray  # scalar
+    mean: np.ndarray  # [H, W, C]
+    rows: np.ndarray  # [H, H]: the sum of (x - mean) (x - mean)' over images, columns, channels
+    cols: np.ndarray  # [W, W]
+    colors: np.ndarray  # [C, C]
+
+
+class Factor(NamedTuple):
+    """A B = U diag(s) V' along one axis of n entries, B B' its covariance, A its matrix.
+
+    A table of them has a leading axis.
+    """
+
+    analysis: Array  # U', [n, n]
+    synthesis: Array  # B V, [n, n]
+    singular: Array  # s, [n]
+
+
+class Factors(NamedTuple):
+    rows: Factor
+    cols: Factor
+    colors: Factor
+
+
+def _scatter(deviations: np.ndarray, axis: int) -> np.ndarray:
+    flat = np.moveaxis(deviations, axis, 0).reshape(deviations.shape[axis], -1)
+    return flat @ flat.T
+
+
+def measure(images_BHWC: np.ndarray) -> Moments:
+    """The moments of one batch; `merge` adds batches up, in any order.
+
+    >>> batches = np.ones((2, 3, 4, 4, 1)) * np.arange(2)[:, None, None, None, None]
+    >>> merge(measure(batches[0]), measure(batches[1])).mean[0, 0].tolist()
+    [0.5]
+
+    Raises:
+      ValueError: if the images are not [B, H, W, C] with B > 0.
+    """
+    images = np.asarray(images_BHWC, np.float64)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images_BHWC must have shape [B, H, W, C], B > 0; got {images.shape}")
+    mean = images.mean(axis=0)
+    deviations = images - mean
+    return Moments(
+        np.asarray(len(images), np.float64), mean, *(_scatter(deviations, i) for i in (1, 2, 3))
+    )
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """The moments of both sets together, without the cancellation of raw second moments.
+
+    See "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" by Chan,
+    Golub and LeVeque (Stanford STAN-CS-79-773, 1979), here for matrices.
+
+    Raises:
+      ValueError: if the images differ in shape.
+    """
+    if first.mean.shape != second.mean.shape:
+        raise ValueError(f"moments of images {first.mean.shape} and {second.mean.shape}: not one")
+    count = first.count + second.count
+    shift = second.mean - first.mean
+    weight = first.count * second.count / count
+    return Moments(
+        count,
+        first.mean + shift * (second.count / count),
+        *(first[2 + i] + second[2 + i] + weight * _scatter(shift, i) for i in (0, 1, 2)),
+    )
+
+
+def covariances(moments: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(S_rows, S_cols, S_colors), float64, from sums over n images: divided by n, not n - 1.
+
+    A product determines its factors up to scale. Here S_rows and S_cols have a mean
+    diagonal of 1 and S_colors is the covariance of a pixel's channels, averaged over the
+    pixels, so that the trace of S is the variance of the images in all.
+
+    Raises:
+      ValueError: if all images are the same.
+    """
+    height, width, _ = moments.mean.shape
+    total = np.trace(moments.rows)
+    if not total > 0:
+        raise ValueError("moments must be of images that differ; their variance is 0")
+    return (
+        moments.rows * (height / total),
+        moments.cols * (width / total),
+        moments.colors / (moments.count * height * width),
+    )
+
+
+def factor(covariance: np.ndarray, matrix: np.ndarray | None = None) -> Factor:
+    """A B = U diag(s) V' of one axis, in float64; a table of matrices gives a table.
+
+    Args:
+      covariance: S along this axis, [n, n], positive semi-definite, of any rank.
+      matrix: A along this axis, [..., n, n]; None is the identity.
+    Raises:
+      ValueError: if the sizes differ.
+    """
+    matrix = np.eye(len(covariance)) if matrix is None else np.asarray(matrix, np.float64)
+    if matrix.shape[-2:] != covariance.shape:
+        raise ValueError(f"matrix must be of size {covariance.shape}; got {matrix.shape[-2:]}")
+    variances, basis = np.linalg.eigh(covariance)
+    root = basis * np.sqrt(np.maximum(variances, 0))  # rounding makes a variance of 0 negative
+    left, singular, right = np.linalg.svd(matrix @ root)
+    return Factor(np.swapaxes(left, -1, -2), root @ np.swapaxes(right, -1, -2), singular)
+
+
+def multiply(
+    x: Array, rows: Array | None = None, cols: Array | None = None, colors: Array | None = None
+) -> Array:
+    """rows on the rows, cols on the columns, colors on the channels of x, [H, W, C].
+
+    None is the identity; at full precision, where an accelerator's default is not.
+    """
+    chex.assert_rank(x, 3)
+    for matrix, product in zip(
+        (rows, cols, colors), ("ih,hwc->iwc", "jw,hwc->hjc", "kc,hwc->hwk"), strict=True
+    ):
+        x = x if matrix is None else jnp.einsum(product, matrix, x, precision="highest")
+    return x
+
+
+def _outer(rows: Array, cols: Array, colors: Array) -> Array:
+    return rows[:, None, None] * cols[None, :, None] * colors[None, None, :]
+
+
+def restore_linear(
+    factors: Factors, mean: Array, mean_t: Array, xt: Array, alpha: Array, sigma: Array
+) -> Array:
+    """L(x_t) = mu + B V [alpha s / (alpha^2 s^2 + sigma^2)] U' (x_t - A mu).
+
+    Args:
+      factors: of the degradation's matrices at this severity, without alpha.
+      mean: mu, [H, W, C].
+      mean_t: A mu, [H, W, C], alpha included.
+      xt: degraded image, [H, W, C].
+      alpha: scalar.
+      sigma: scalar, positive: the noise, and what rounding adds to it.
+    Returns:
+      x0_hat, [H, W, C].
+    Raises:
+      AssertionError: at trace time, if shapes differ.
+    Note:
+      L amplifies by up to 1 / (2 sigma) times the largest std of S: x_t rounded to float32
+      (6e-8 of its largest value) wants a sigma of 1e-5 or more.
+    """
+    chex.assert_equal_shape([xt, mean, mean_t])
+    chex.assert_rank([xt, alpha, sigma], [3, 0, 0])
+    s = alpha * _outer(*(axis.singular for axis in factors))
+    modes = multiply(xt - mean_t, *(axis.analysis for axis in factors))
+    modes = modes * (s / (jnp.square(s) + jnp.square(sigma)))
+    return mean + multiply(modes, *(axis.synthesis for axis in factors))
+
+
+def error(factors: Factors, alpha: Array, sigma: Array) -> Array:
+    """e: the root mean square of L(x_t) - x0 over x0 of covariance S; arguments as above."""
+    chex.assert_rank([alpha, sigma], 0)
+    s = alpha * _outer(*(axis.singular for axis in factors))
+    power = _outer(*(jnp.sum(jnp.square(axis.synthesis), axis=0) for axis in factors))
+    lost = jnp.square(sigma) / (jnp.square(s) + jnp.square(sigma))
+    return jnp.sqrt(jnp.mean(power * lost))
+
+
+def degraded_std(factors: Factors, alpha: Array, sigma: Array) -> Array:
+    """The root mean square of x_t - A mu: sqrt(alpha^2 mean(s^2) + sigma^2)."""
+    chex.assert_rank([alpha, sigma], 0)
+    rows, cols, colors = (jnp.mean(jnp.square(axis.singular)) for axis in factors)
+    return jnp.sqrt(jnp.square(alpha) * rows * cols * colors + jnp.square(sigma))
