@@ -1,0 +1,293 @@
+"""Trains a small grid of variants under one budget and set of seeds: one table, one picture.
+
+python -m experiments.compare --study=losses --output=docs/results/losses
+python -m experiments.compare --study=preconditioning --output=docs/results/preconditioning
+python -m experiments.compare --study=preconditioning --data=mnist --seeds=1 --steps=400 \
+    --output=docs/results/preconditioning_mnist
+
+A study is a table of variants in this file, each a delta on default.py. The seeds of one
+variant are trained side by side, as one vmapped step. Every variant is judged on held-out
+images: the RMSE of x0_hat, averaged over ten severities and at t = 1 (where SSIM is
+taken too), and, for losses, by the Frechet distance between 1,024 generated images and the
+training images, in the space of their pixels. All numbers are of images in [0, 1].
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tqdm
+from absl import flags
+
+from diffjax import data, metrics, training
+from diffjax.degradations import degrade, draw
+from diffjax.models import unet
+from experiments import building, common, generating
+from experiments.configs import default
+
+_STUDY = flags.DEFINE_enum("study", "losses", ["losses", "preconditioning"], "What is compared.")
+_DATA = flags.DEFINE_enum("data", "digits", ["digits", "mnist"], "On which images.")
+_DIRECTORY = flags.DEFINE_string("directory", None, "TFDS's data_dir.")
+_STEPS = flags.DEFINE_integer("steps", 600, "Training steps of each variant.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 360, "Held-out images judged on.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "Path of the .json and .png to write.")
+
+BLUR = {
+    "family": "gaussian_blur",
+    "stds": (0.8,) * 10,
+    "kernel_size": 5,
+    "boundary": "reflect",
+}
+MNIST_BLUR = {
+    "family": "gaussian_blur",
+    "stds": (7.0,) * 20,
+    "kernel_size": 11,
+    "boundary": "circular",
+}
+HOT = {
+    "degradation": {"family": "gaussian_noise", "schedule": "cosine"},
+    "model": {"precondition": False},
+    "train": {"loss": "l2", "prediction": "noise"},
+    "sample": {"sampler": "ddpm", "steps": 50},
+}
+COLD = {
+    "degradation": BLUR,
+    "train": {"levels": 10},
+    "sample": {"sampler": "cold", "steps": 10},
+}
+
+
+def with_train(base: dict, **fields) -> dict:
+    return base | {"train": base["train"] | fields}
+
+
+def losses_study() -> dict[str, dict]:
+    plain = COLD | {"model": {"precondition": False}}
+    return {
+        "hot, noise, L2": HOT,
+        "hot, noise, L1": with_train(HOT, loss="l1"),
+        "hot, x0, L2": with_train(HOT, prediction="x0"),
+        "hot, v, L2": with_train(HOT, prediction="v"),
+        "hot, v, L2, min-SNR": with_train(HOT, prediction="v", weighting="min_snr"),
+        "cold blur, x0, L1": COLD,
+        "cold blur, x0, L2": with_train(COLD, loss="l2"),
+        "cold blur, x0, L1, not preconditioned": plain,
+        "cold blur, x0, L2, not preconditioned": with_train(plain, loss="l2"),
+    }
+
+
+def preconditioning_study(mnist: bool) -> dict[str, dict]:
+    shrink = {"family": "downsample", "steps": 3 if mnist else 2, "method": "bicubic"}
+    tasks = {
+        "deblurring": (MNIST_BLUR if mnist else BLUR, 20 if mnist else 10),
+        "super-resolution": (shrink, 3 if mnist else 2),
+    }
+    model = {"width": 16, "multipliers": (1, 2, 4, 4)} if mnist else {}
+    return {
+        f"{task}, {'preconditioned' if on else 'plain'}": {
+            "degradation": degradation,
+            "model": model | {"precondition": on},
+            "train": {"levels": levels},
+            "sample": {"steps": levels},
+        }
+        for task, (degradation, levels) in tasks.items()
+        for on in (True, False)
+    }
+
+
+def configure(delta: dict, steps: int):
+    """The config of a variant."""
+    config = default.get_config()
+    config.data.name = _DATA.value
+    config.data.directory = _DIRECTORY.value
+    config.data.image_size = None if _DATA.value == "digits" else 32
+    config.train.steps = steps
+    for section, fields in delta.items():
+        with config[section].unlocked():
+            config[section].update(fields)
+    return common.resolve(config)
+
+
+def scores(experiment: building.Experiment, problem, key, params, clean_BHWC) -> dict:
+    """Held-out "rmse", averaged over severities, and "rmse1", "ssim1" at t = 1, of one network."""
+
+    def restored(key, x0, t):
+        omega = draw(problem.degradation, key, x0)
+        xt = degrade(problem.degradation, x0, t, omega)
+        return metrics.to_unit(training.restore(experiment.objective, params, problem, xt, t))
+
+    keys = jax.random.split(key, len(clean_BHWC))
+    unit_BHWC = metrics.to_unit(clean_BHWC)
+
+    def rmse(t):
+        x0_hat = jax.vmap(restored, in_axes=(0, 0, None))(keys, clean_BHWC, t)
+        return jnp.sqrt(jnp.mean(jnp.square(x0_hat - unit_BHWC))), x0_hat
+
+    rmses, _ = jax.lax.map(lambda t: (rmse(t)[0], 0), jnp.arange(1, 11) / 10)
+    rmse1, x0_hat = rmse(jnp.float32(1))
+    return {
+        "rmse": jnp.mean(rmses),
+        "rmse1": rmse1,
+        "ssim1": jnp.mean(jax.vmap(metrics.ssim)(x0_hat, unit_BHWC)),
+    }
+
+
+def train_variant(name: str, config, seeds: list[int]) -> tuple[building.Run, dict]:
+    """Trains all seeds side by side; the trained run (its state stacked) and its curves."""
+    experiment, source = building.build(config, "train")
+    _, held_out = building.build(config, "test")
+    fitted = building.fit(experiment, source)
+    problem = building.problem(experiment, fitted)
+    clean = held_out.fetch_fn(range(min(_IMAGES.value, held_out.size)))["image"]
+
+    def init(key):
+        height, width, channels = experiment.image_shape
+        shape = (height, width, channels * (2 if experiment.preconditioned else 1))
+        params = unet.init_unet(experiment.model, key, shape)
+        return training.create_state(params, experiment.optimizer)
+
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    state = jax.vmap(init)(keys)
+
+    def step_fn(state, batch, key, problem):
+        return training.train_step(
+            state,
+            batch,
+            key,
+            problem,
+            objective=experiment.objective,
+            optimizer=experiment.optimizer,
+            ema_decay=config.train.ema_decay,
+        )
+
+    step_fn = jax.jit(jax.vmap(step_fn, in_axes=(0, 0, 0, None)), donate_argnums=0)
+    judge_fn = jax.jit(
+        jax.vmap(
+            lambda params, problem, clean: scores(
+                experiment, problem, jax.random.key(1), params, clean
+            ),
+            in_axes=(0, None, None),
+        )
+    )
+    streams = [
+        data.batches(source, batch_size=config.train.batch_size, seed=seed) for seed in seeds
+    ]
+    every = max(1, config.train.steps // 10)
+    curves = {"step": [], "rmse": [], "rmse1": [], "ssim1": []}
+    for step in tqdm.trange(1, config.train.steps + 1, desc=name, mininterval=1):
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *map(next, streams))
+        state, _ = step_fn(state, batch, keys, problem)
+        if step % every == 0 or step == config.train.steps:
+            judged = jax.device_get(judge_fn(state.ema_params, problem, clean))
+            curves["step"].append(step)
+            for key, values in judged.items():
+                curves[key].append(values.tolist())
+    return building.Run(experiment, source, state, problem, fitted["prior"]), curves
+
+
+def frechet(run: building.Run, count: int = 1024) -> list[float]:
+    """Of every seed's generated images to the training images, in the space of their pixels."""
+    config, objective = run.experiment.config, run.experiment.objective
+    sampler, steps = config.sample.sampler, config.sample.steps
+    make = generating.generator(run, sampler_name=sampler, steps=steps)
+    make_fn = jax.jit(jax.vmap(make, in_axes=(None, 0, None)))
+    keys = jax.random.split(jax.random.key(2), count)
+    perturbation = jnp.float32(config.prior.perturbation)
+
+    def moments(images):
+        pixels = np.asarray(metrics.to_unit(images)).reshape(len(images), -1)
+        found = metrics.feature_moments(pixels)
+        return found.mean, metrics.covariance(found)
+
+    real = moments(run.source.fetch_fn(range(run.source.size))["image"])
+    distances = []
+    for i in range(len(run.state.step)):
+        params = jax.tree.map(lambda leaf, i=i: leaf[i], run.state.ema_params)
+        images = make_fn(
+            (params, run.problem, run.prior, perturbation), keys, objective.num_classes
+        )
+        distances.append(float(metrics.frechet_distance(*moments(images), *real)))
+    return distances
+
+
+COLUMNS = {
+    "rmse": "RMSE over all t",
+    "rmse1": "RMSE at t = 1",
+    "ssim1": "SSIM at t = 1",
+    "frechet": "Frechet, pixels",
+}
+
+
+def markdown(results: dict[str, dict]) -> str:
+    """Mean and standard deviation over the seeds."""
+    shown = [name for name in COLUMNS if any(name in result for result in results.values())]
+    lines = [
+        "| | " + " | ".join(COLUMNS[name] for name in shown) + " |",
+        "|---" * (len(shown) + 1) + "|",
+    ]
+    for variant, result in results.items():
+        cells = [variant]
+        for name in shown:
+            values = result[name] if name == "frechet" else result[name][-1]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_curves(path: pathlib.Path, results: dict[str, dict]) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    for axis, name in zip(axes, ("rmse", "rmse1", "ssim1"), strict=True):
+        for variant, result in results.items():
+            values = np.array(result[name])
+            (line,) = axis.plot(result["step"], values.mean(1), lw=1.2, label=variant)
+            axis.fill_between(
+                result["step"], values.min(1), values.max(1), color=line.get_color(), alpha=0.2
+            )
+        axis.set(xlabel="step", ylabel=f"held-out {COLUMNS[name]}")
+        axis.grid(alpha=0.3)
+    axes[-1].legend(fontsize=6)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main() -> None:
+    mnist = _DATA.value != "digits"
+    study = losses_study() if _STUDY.value == "losses" else preconditioning_study(mnist)
+    seeds = list(range(_SEEDS.value))
+    output = pathlib.Path(_OUTPUT.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report_path = output.with_suffix(".json")
+    settings = {
+        "study": _STUDY.value, "data": _DATA.value, "steps": _STEPS.value, "seeds": seeds,
+        "held_out_images": _IMAGES.value, "device": common.describe_device(),
+    }  # fmt: skip
+    results = {}
+    if report_path.exists():
+        held = json.loads(report_path.read_text())
+        if held["settings"] != settings:
+            raise common.UsageError(
+                f"{report_path} holds another comparison: choose another --output"
+            )
+        results = held["results"]
+    for name, delta in study.items():
+        if name in results:
+            continue
+        run, curves = train_variant(name, configure(delta, _STEPS.value), seeds)
+        results[name] = curves
+        if _STUDY.value == "losses":
+            results[name]["frechet"] = frechet(run)
+        # After every variant, so that an interrupted comparison goes on with the next.
+        report_path.write_text(json.dumps({"settings": settings, "results": results}) + "\n")
+    draw_curves(output.with_suffix(".png"), results)
+    print(f"{_STEPS.value} steps, {len(seeds)} seeds: mean ± standard deviation\n")
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("output")
+    common.run(main)
