@@ -25,15 +25,16 @@ SCHEDULES = {
 }
 
 
-def hot(name):
-    """degrade_fn and infer_fn of alpha(t) x0 + sigma(t) omega."""
+def hot(schedule):
+    """degrade_fn and infer_fn of alpha(t) x0 + sigma(t) omega; by name, or as a function."""
+    schedule_fn = SCHEDULES.get(schedule, schedule)
 
     def degrade_fn(x0, t, omega):
-        alpha, sigma = SCHEDULES[name](t)
+        alpha, sigma = schedule_fn(t)
         return alpha * x0 + sigma * omega
 
     def infer_fn(xt, t, x0_hat, omega):
-        alpha, sigma = SCHEDULES[name](t)
+        alpha, sigma = schedule_fn(t)
         return (xt - alpha * x0_hat) / sigma
 
     return degrade_fn, infer_fn
@@ -136,20 +137,26 @@ def step(sampler, name, xt, t, s, omega, restore_fn=smooth_restore_fn):
 # --- the laws
 
 
+@jax.jit
+def restored_by_every_sampler(one_hot, x0, omega):
+    """One compilation for all schedules: the one that counts is chosen by a vector."""
+
+    def schedule_fn(t):
+        return one_hot @ jnp.array([schedule_fn(t) for schedule_fn in SCHEDULES.values()])
+
+    degrade_fn, infer_fn = hot(schedule_fn)
+    xT = degrade_fn(x0, jnp.float32(1), omega)
+    return {
+        name: walk(sampler, degrade_fn, infer_fn, xT, omega, restore_fn=lambda xt, t: x0)
+        for name, sampler in EVERY.items()
+    }
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_an_exact_restorer_leads_every_sampler_back_through_noise(name):
     x0, omega, _ = images()
-    degrade_fn, infer_fn = hot(name)
-
-    @jax.jit
-    def restored(x0, omega):
-        xT = degrade_fn(x0, jnp.float32(1), omega)
-        return {
-            key: walk(sampler, degrade_fn, infer_fn, xT, omega, restore_fn=lambda xt, t: x0)
-            for key, sampler in EVERY.items()
-        }
-
-    for key, x in restored(x0, omega).items():
+    one_hot = jnp.array([float(name == other) for other in SCHEDULES])
+    for key, x in restored_by_every_sampler(one_hot, x0, omega).items():
         np.testing.assert_allclose(x, x0, atol=1e-5, err_msg=key)
 
 
@@ -585,9 +592,9 @@ def test_any_grid_is_the_chain_of_its_steps(sampler):
     np.testing.assert_allclose(got, x, atol=1e-6)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 7, 10])
-@pytest.mark.parametrize("sampler", [samplers.cold, samplers.ddpm])
-def test_trajectory_keeps_every_kth_state_and_the_last(sampler, every):
+@pytest.mark.parametrize("every", [1, 3, 7, 10])
+def test_trajectory_keeps_every_kth_state_and_the_last(every):
+    sampler = samplers.ddpm
     xT, omega, _ = images()
     degrade_fn, infer_fn = hot("cosine")
     states, estimates, x, key = [xT], [], xT, jax.random.key(0)
