@@ -1,6 +1,10 @@
 """Judges a trained restorer on the held-out split: RMSE, PSNR, SSIM of every way back.
 
 python -m experiments.evaluate --workdir=runs/demo
+python -m experiments.evaluate --workdir=runs/demo --generated=runs/demo/generated
+
+The second judges generated images instead: their Frechet and kernel distance to the held-out
+images, in the space of the pixels, beside those of as many training images.
 """
 
 import json
@@ -13,9 +17,10 @@ from absl import flags
 
 from diffjax import metrics
 from experiments import building, common, restoring
+from experiments.pictures import read_images
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-flags.mark_flag_as_required("workdir")
+_GENERATED = flags.DEFINE_string("generated", None, "Folder of images from experiments.sample.")
 
 
 @jax.jit
@@ -60,9 +65,48 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(rows)
 
 
+def distances(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """ "frechet" and "kernel" between two sets [N, H, W, C] in [-1, 1], pixels in [0, 1]."""
+    one, other = (np.asarray(metrics.to_unit(x)).reshape(len(x), -1) for x in (images, reference))
+    gaussians = []
+    for pixels in (one, other):
+        moments = metrics.feature_moments(pixels)
+        gaussians += [moments.mean, metrics.covariance(moments)]
+    return {
+        "frechet": float(metrics.frechet_distance(*gaussians)),
+        "kernel": float(metrics.kernel_distance(one, other)),
+    }
+
+
+def evaluate_generated(run: building.Run, folder: pathlib.Path) -> None:
+    images = read_images(folder)
+    if not len(images):
+        raise common.UsageError(f"--generated={folder} holds no images of experiments.sample")
+    count = min(len(images), 10_000)
+    held_out = run.source.fetch_fn(range(min(run.source.size, count)))["image"]
+    _, train = building.build(run.experiment.config, "train")
+    chosen = np.random.default_rng(0).choice(train.size, min(count, train.size), replace=False)
+    report = {
+        "step": int(run.state.step),
+        "images": count,
+        "held_out_images": len(held_out),
+        "features": "pixels in [0, 1]",
+        "generated": distances(images[:count], held_out),
+        "training images": distances(train.fetch_fn(np.sort(chosen))["image"], held_out),
+    }
+    (folder / "distances.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{count:,} images against {len(held_out):,} held-out ones, features: the pixels\n")
+    print("| | Frechet | kernel |\n|---|---|---|")
+    for name in ("generated", "training images"):
+        print(f"| {name} | {report[name]['frechet']:.4f} | {report[name]['kernel']:.5f} |")
+
+
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     run = building.load_run(workdir)
+    if _GENERATED.value is not None:
+        evaluate_generated(run, pathlib.Path(_GENERATED.value))
+        return
     table = evaluate(run)
     config = run.experiment.config
     report = {
@@ -80,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
     common.run(main)

@@ -76,6 +76,18 @@ def write_gif(path: pathlib.Path, frames: np.ndarray, *, seconds: float = 4.0) -
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
+def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
+    """The first `num` images that sample.py generated (None: all), [N, H, W, C] in [-1, 1]."""
+    found, count = [], 0
+    for path in sorted(folder.glob("batch_????????.npz")):
+        if num is not None and count >= num:
+            break
+        found.append(np.load(path)["image"])
+        count += len(found[-1])
+    images = np.concatenate(found)[:num] if found else np.zeros((0, 1, 1, 1), np.uint8)
+    return images.astype(np.float32) / 127.5 - 1
+
+
 def draw_curves(workdir: pathlib.Path) -> None:
     """loss.png and severity.png, from metrics.jsonl: over the steps, and for each bin of t."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

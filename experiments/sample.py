@@ -114,7 +114,7 @@ def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
             bar.update(size)
     if jax.process_index():
         return
-    first = read_images(output, min(num, _GRID_IMAGES))
+    first = pictures.read_images(output, min(num, _GRID_IMAGES))
     columns = int(np.ceil(np.sqrt(len(first))))
     scale = max(1, 64 // first.shape[1])
     pictures.to_pil(pictures.tile(first, columns), scale).save(output / "grid.png")
@@ -123,17 +123,6 @@ def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
     _, trace = trace_fn(operand, *keys_labels(0, min(num, _GIF_IMAGES)))
     pictures.write_gif(output / "trajectory.gif", np.moveaxis(trace.xt, 1, 0))
     print(f"wrote {num:,} images, grid.png and trajectory.gif to {output}")
-
-
-def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
-    """The first `num` generated images (None: all), [N, H, W, C] in [-1, 1]."""
-    found, count = [], 0
-    for path in sorted(folder.glob("batch_????????.npz")):
-        if num is not None and count >= num:
-            break
-        found.append(np.load(path)["image"])
-        count += len(found[-1])
-    return np.concatenate(found)[:num].astype(np.float32) / 127.5 - 1
 
 
 def main() -> None:

@@ -1,0 +1,24 @@
+"""Digits from a blur that leaves one number, the mean: Cold Diffusion's unconditional generation.
+
+python -m experiments.train --config=experiments/configs/digits_blur_generation.py \
+    --workdir=runs/digits_blur
+python -m experiments.sample --workdir=runs/digits_blur --num=1000
+"""
+
+from experiments.configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.degradation.stds = tuple(0.3 + 0.05 * i for i in range(20))
+    config.degradation.kernel_size = 7
+    config.degradation.boundary = "symmetric"
+    config.degradation.mean_at_end = True
+    # The perturbation stays in xt all the way down, and the linear restorer must expect it.
+    config.model.precondition_floor = 0.02
+    config.train.levels = 20
+    config.train.steps = 3000
+    config.prior.components = 10
+    config.sample.sampler = "cold"
+    config.sample.steps = 20
+    return config

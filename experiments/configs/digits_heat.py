@@ -1,0 +1,29 @@
+"""Inverse heat dissipation on the digits, with IHDM's noise and its prior of blurred images.
+
+python -m experiments.train --config=experiments/configs/digits_heat.py --workdir=runs/digits_heat
+python -m experiments.sample --workdir=runs/digits_heat --num=1000
+
+sigma_max is the image's width over 28 of IHDM's 20 for MNIST.
+"""
+
+from experiments.configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.degradation.family = "heat"
+    config.degradation.sigma_min = 0.3
+    config.degradation.sigma_max = 20.0 * 8 / 28
+    config.degradation.levels = 50
+    config.degradation.noise = 0.02
+    config.model.precondition_floor = 0.015
+    config.train.loss = "l2"
+    config.train.prediction = "previous"
+    config.train.levels = 50
+    config.train.steps = 3000
+    config.prior.kind = "bank"
+    config.prior.perturbation = 0.025
+    config.sample.sampler = "ihdm"
+    config.sample.steps = 50
+    config.sample.delta = 0.025
+    return config

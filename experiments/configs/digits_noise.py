@@ -1,0 +1,20 @@
+"""Hot diffusion on the digits: Gaussian noise, cosine schedule, v predicted.
+
+python -m experiments.train --config=experiments/configs/digits_noise.py --workdir=runs/digits_noise
+python -m experiments.sample --workdir=runs/digits_noise --num=1000
+"""
+
+from experiments.configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.degradation.family = "gaussian_noise"
+    config.degradation.schedule = "cosine"
+    config.train.loss = "l2"
+    config.train.prediction = "v"
+    config.train.times = "stratified"
+    config.train.steps = 3000
+    config.sample.sampler = "ddpm"
+    config.sample.steps = 100
+    return config
