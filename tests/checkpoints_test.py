@@ -1,0 +1,109 @@
+"""Oracles: the state that was saved, bit for bit; which steps stay follows from `keep`."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffjax import checkpoints, parallel, training
+
+ROOT = pathlib.Path(__file__).parents[1]
+OPTIMIZER = optax.adam(0.1)
+
+
+def a_state(step):
+    rng = np.random.default_rng(step)
+    params = {"w": rng.normal(size=(3, 2)), "deep": {"b": rng.normal(size=2)}}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    state = training.create_state(params, OPTIMIZER)
+    _, opt_state = OPTIMIZER.update(params, state.opt_state, params)
+    return state._replace(step=jnp.int32(step), opt_state=opt_state)
+
+
+def opened(directory, keep=None):
+    return contextlib.closing(checkpoints.open_manager(directory, keep=keep))
+
+
+def on_host(state):
+    return jax.tree.map(np.asarray, state)
+
+
+def test_round_trip_of_a_state(tmp_path):
+    state = a_state(5)
+    with opened(tmp_path) as manager:
+        checkpoints.save(manager, 5, on_host(state))
+    with opened(tmp_path) as manager:
+        restored = checkpoints.restore(manager, jax.eval_shape(lambda: state))
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, state)
+    assert isinstance(restored, training.TrainState)
+
+
+def test_keeps_the_newest(tmp_path):
+    with opened(tmp_path, keep=2) as manager:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(manager, step, on_host(a_state(step)))
+    assert {path.name for path in tmp_path.iterdir()} == {"3", "4"}
+    with opened(tmp_path, keep=2) as manager:
+        latest = checkpoints.restore(manager, a_state(0))
+        older = checkpoints.restore(manager, a_state(0), step=3)
+    chex.assert_trees_all_equal(latest, a_state(4))
+    chex.assert_trees_all_equal(older, a_state(3))
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with opened(tmp_path) as manager:
+        checkpoints.save(manager, 1, on_host(a_state(1)))
+        checkpoints.save(manager, 1, on_host(a_state(2)))
+    with opened(tmp_path) as manager:
+        chex.assert_trees_all_equal(checkpoints.restore(manager, a_state(0)), a_state(1))
+
+
+def test_nothing_saved_is_none(tmp_path):
+    with opened(tmp_path / "new") as manager:
+        assert checkpoints.restore(manager, a_state(0)) is None
+
+
+def test_a_save_that_was_cut_short_is_not_seen(tmp_path):
+    with opened(tmp_path) as manager:
+        checkpoints.save(manager, 1, on_host(a_state(1)))
+    # What orbax leaves when the process dies before it renames the folder to "2".
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    with opened(tmp_path) as manager:
+        chex.assert_trees_all_equal(checkpoints.restore(manager, a_state(0)), a_state(1))
+
+
+RESTORE_ON_ONE = """
+import sys
+import jax
+import numpy as np
+sys.path.insert(0, "tests")
+import checkpoints_test
+from diffjax import checkpoints
+assert jax.device_count() == 1, jax.devices()
+with checkpoints_test.opened(sys.argv[1]) as manager:
+    state = checkpoints.restore(manager, checkpoints_test.a_state(0))
+np.savez(sys.argv[2], *jax.tree.leaves(state))
+"""
+
+
+def test_a_state_of_two_devices_restores_where_there_is_one(tmp_path):
+    replicated = parallel.replicate(a_state(7))
+    chex.assert_tree_shape_prefix(replicated, (2,))
+    with opened(tmp_path / "checkpoints") as manager:
+        checkpoints.save(manager, 7, parallel.unreplicate(replicated))
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    arguments = [str(tmp_path / "checkpoints"), str(tmp_path / "leaves.npz")]
+    subprocess.run(
+        [sys.executable, "-c", RESTORE_ON_ONE, *arguments], cwd=ROOT, env=env, check=True
+    )
+    with np.load(tmp_path / "leaves.npz") as leaves:
+        for restored, saved in zip(leaves.values(), jax.tree.leaves(a_state(7)), strict=True):
+            np.testing.assert_array_equal(restored, saved)
