@@ -212,7 +212,6 @@ def _exact_restorer(trial: Trial) -> Iterator[Finding]:
 
     for name, xts in jax.device_get(walk(degradation, x0, along[0], omega)).items():
         for xt, expected, t in zip(xts, along, trial.t_S[::-1], strict=True):
-            # A D that is large on the way leaves its rounding in x0, where it is not small.
             yield Finding(f"{name} against D(x0, t)", t, _error(xt, expected), trial.tolerance)
 
 
