@@ -1,0 +1,586 @@
+"""Restoring a user's own images: what is read, what is guessed, what is refused.
+
+Oracles: files that Pillow wrote from pixels known here; the severity and realisation that the
+test degraded with; scipy's iterated convolution for the blurred digits. The networks are all
+zeros, and so is what they answer: the run on digits restores by the best linear restorer, and
+the run on colours, whose hole is of colour 0, returns what it is given.
+"""
+
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from diffjax import checkpoints, cold, data, degradations, hot, occlusions, parallel, samplers
+from experiments import building, common, images, severity
+from experiments.configs import digits_deblur
+
+ROOT = pathlib.Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (8, 8), np.uint8)
+COLOR = RNG.integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def in_model_range(bytes_):
+    return np.asarray(bytes_, np.float64) / 127.5 - 1
+
+
+def png(array, **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+# Reading
+
+SMOOTH = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 4 + 60
+ALPHA = RNG.integers(0, 256, (8, 8, 1), np.uint8)
+WIDE = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # to be turned by 90 degrees clockwise when shown
+
+
+def over_white(color, alpha):
+    share = np.asarray(alpha, np.float64) / 255
+    return share * in_model_range(color) + (1 - share)
+
+
+def good_files():
+    """name -> (bytes, the pixels [H, W, C] in [-1, 1], tolerance)"""
+    sixteen = RNG.integers(0, 65536, (8, 8), np.uint16)
+    palette = Image.fromarray(GREY % 4).convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 250, 0, 0])
+    table = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [250, 0, 0]])
+    indices = np.asarray(palette)
+    cmyk = Image.merge("CMYK", [Image.fromarray(SMOOTH)] * 3 + [Image.new("L", (16, 16), 0)])
+    inverted = 255 - np.repeat(SMOOTH[..., None], 3, axis=-1)
+    small = RNG.uniform(-1, 1, (8, 8)).astype(np.float32)
+    return {
+        "grey.png": (png(GREY), in_model_range(GREY)[..., None], 1e-6),
+        "colour.png": (png(COLOR), in_model_range(COLOR), 1e-6),
+        "sixteen.png": (png(sixteen), sixteen[..., None] / 32767.5 - 1, 1e-6),
+        "palette.png": (saved(palette, "PNG"), in_model_range(table[indices]), 1e-6),
+        "palette_key.png": (
+            saved(palette, "PNG", transparency=3),
+            np.where(indices[..., None] == 3, 1, in_model_range(table[indices])),
+            1e-6,
+        ),
+        "alpha.png": (
+            png(np.concatenate([COLOR, ALPHA], axis=-1)), over_white(COLOR, ALPHA), 1e-6
+        ),
+        "grey_alpha.png": (
+            png(np.concatenate([GREY[..., None], ALPHA], axis=-1)),
+            over_white(GREY[..., None], ALPHA),
+            1e-6,
+        ),
+        "bits.png": (
+            saved(Image.fromarray(GREY > 127), "PNG"),
+            np.where(GREY > 127, 1.0, -1.0)[..., None],
+            1e-6,
+        ),
+        "turned.png": (
+            png(WIDE, exif=ROTATED), np.rot90(in_model_range(WIDE), -1)[..., None], 1e-6
+        ),
+        # JPEG loses a little: 4 of 255.
+        "grey.jpg": (
+            saved(Image.fromarray(SMOOTH), "JPEG", quality=95),
+            in_model_range(SMOOTH)[..., None],
+            4 / 127.5,
+        ),
+        "cmyk.jpg": (saved(cmyk, "JPEG", quality=95), in_model_range(inverted), 4 / 127.5),
+        "flat.npy": (npy(small), small[..., None], 0),
+        "bytes.npy": (npy(COLOR), in_model_range(COLOR), 1e-6),
+        "big_endian.npy": (npy(sixteen.astype(">u2")), sixteen[..., None] / 32767.5 - 1, 1e-6),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", good_files())
+def test_what_is_read(name, tmp_path):
+    content, pixels, tolerance = good_files()[name] if name != "sixteen.png" else _sixteen()
+    path = tmp_path / name
+    path.write_bytes(content)
+    found = images.read(path)
+    assert found.dtype == np.float32
+    assert found.shape == (1, *pixels.shape)
+    np.testing.assert_allclose(found[0], pixels, rtol=0, atol=tolerance)
+
+
+def _sixteen():
+    values = np.array([[0, 1, 257], [32767, 32768, 65535]], np.uint16)
+    return png(values), values[..., None] / 32767.5 - 1, 1e-6
+
+
+def test_a_stack_is_many_images(tmp_path):
+    stack = RNG.uniform(-1, 1, (3, 8, 8, 1)).astype(np.float32)
+    (tmp_path / "stack.npy").write_bytes(npy(stack))
+    np.testing.assert_array_equal(images.read(tmp_path / "stack.npy"), stack)
+
+
+# name -> (bytes, what is said of it)
+BAD_FILES = {
+    "truncated.png": (png(RNG.integers(0, 256, (64, 64), np.uint8))[:900], "truncated"),
+    "empty.png": (b"", "cannot identify"),
+    "text.png": (b"I am no picture.\n", "cannot identify"),
+    "text.npy": (b"I am no array.\n", ""),
+    "nan.npy": (npy(np.array([[0.0, np.nan]])), "not finite"),
+    "huge.npy": (npy(np.array([[0.0, 1e300]])), "not finite"),
+    "zero.npy": (npy(np.zeros((0, 8, 8, 1))), "no pixels"),
+    "line.npy": (npy(np.zeros(8)), "[H, W]"),
+    "integers.npy": (npy(np.zeros((8, 8), np.int64)), "int64"),
+    "objects.npy": (npy(np.array([None])), "allow_pickle"),
+    "float.tif": (saved(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "mode F"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_what_cannot_be_read(name, tmp_path):
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        images.read(tmp_path / name)
+    assert message in str(caught.value)
+
+
+def test_channels():
+    color = in_model_range(COLOR).astype(np.float32)
+    grey, note = images.to_channels(color, 1)
+    # Rec. 601; Pillow's own "L" rounds to 8 bits, its halves included.
+    np.testing.assert_allclose(grey, color @ [[0.299], [0.587], [0.114]], atol=1e-6)
+    expected = np.asarray(Image.fromarray(COLOR).convert("L"))
+    np.testing.assert_allclose(grey[..., 0], in_model_range(expected), atol=1.01 / 127.5)
+    assert note == "colour to luminance"
+    again, note = images.to_channels(grey, 3)
+    np.testing.assert_array_equal(again, np.concatenate([grey] * 3, axis=-1))
+    assert note == "grey to colour"
+    assert images.to_channels(grey, 1) == (grey, "")
+    with pytest.raises(ValueError, match="2 channels, the run's images 3"):
+        images.to_channels(np.zeros((8, 8, 2)), 3)
+
+
+def test_cover_keeps_the_middle():
+    # A ramp along the longer side, halved: the mean of pairs, but at the ends of the filter.
+    ramp = np.broadcast_to(np.arange(24, dtype=np.float32)[:, None, None], (24, 8, 1)) / 24
+    small = images.cover(ramp, 4, 4)
+    assert small.shape == (4, 4, 1)
+    pairs = ramp.reshape(12, 2, 8, 1).mean(axis=1)[4:8, :4]
+    np.testing.assert_allclose(small, pairs, atol=1e-6)
+    assert images.cover(ramp, 24, 8) is ramp
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = tmp_path / "a.png"
+    images.write(path, np.full((2, 2, 1), 0.2, np.float32))
+    # 0.2 is 1.2 * 127.5 = 153 of 255.
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.full((2, 2), 153))
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError):
+        images.write(path, np.zeros((2, 2, 1), np.float32))
+    assert path.read_bytes() == before
+
+
+# Guessing
+
+SHAPE = (8, 8, 1)
+# The median errors bound: half a level where there are levels, for they are told apart (as
+# measured: 0); noise is not, and 0.1 is 1.6 times what was measured. A constant makes 0.25.
+FAMILIES = {
+    "blur": (
+        cold.gaussian_blur(SHAPE, stds=(0.8,) * 10, kernel_size=5, boundary="reflect"),
+        10,
+        0.05,
+    ),
+    "fade": (occlusions.fade(SHAPE, stds=[0.2 + 0.2 * k for k in range(10)]), 10, 0.05),
+    "noise": (hot.gaussian_noise(SHAPE, schedule="cosine"), None, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_severity_of_held_out_digits(name):
+    degradation, levels, bound = FAMILIES[name]
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    estimator = severity.fit(
+        degradation,
+        train.fetch_fn(range(0, 1437, 2))["image"],
+        severity.candidates(levels),
+        jax.random.key(0),
+    )
+    t = RNG.uniform(0, 1, 360)
+    t = t if levels is None else np.ceil(t * levels) / levels
+    xt = parallel.map_examples(
+        lambda D, key, x0, t: degradations.degrade(D, x0, t, degradations.draw(D, key, x0))
+    )(degradation, jax.random.split(jax.random.key(1), 360), test.fetch_fn(range(360))["image"], t)
+    assert np.median(np.abs(severity.estimate(estimator, xt) - t)) <= bound
+    # One image is told as it is among others.
+    assert severity.estimate(estimator, xt[:1]) == severity.estimate(estimator, xt)[0]
+
+
+@pytest.mark.parametrize(("levels", "count"), [(None, 20), (10, 10), (30, 20), (200, 20)])
+def test_candidates_are_trained_levels(levels, count):
+    ts = severity.candidates(levels)
+    assert len(ts) == count
+    assert ts[-1] == 1
+    assert np.all(np.diff(ts) > 0)
+    np.testing.assert_allclose(ts * (levels or 20), np.round(ts * (levels or 20)), atol=1e-9)
+
+
+def test_grids_start_at_the_severity_and_keep_to_the_levels():
+    uniform = np.array([1, 0.75, 0.5, 0.25, 0])
+    for t, levels, expected in (
+        (0.6, None, [0.6, 0.45, 0.3, 0.15, 0]),
+        (1.0, 4, [1, 0.75, 0.5, 0.25, 0]),
+        (0.5, 4, [0.5, 0.25, 0, 0, 0]),
+        (0.25, 4, [0.25, 0, 0, 0, 0]),
+        (0.8, 10, [0.8, 0.6, 0.4, 0.2, 0]),
+    ):
+        ts = severity.grid_from(t, uniform, levels)
+        assert ts.dtype == np.float32
+        np.testing.assert_allclose(ts, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [samplers.naive, samplers.ddpm], ids=["naive", "ddpm"])
+def test_a_paused_walk_is_the_shorter_walk(sampler):
+    def degrade_fn(x0, t, omega):
+        return (1 - t) * x0 + t * omega
+
+    def infer_fn(xt, t, x0_hat, omega):
+        return (xt - (1 - t) * x0_hat) / t  # nan at t = 0
+
+    def walk(sampler, ts):
+        return samplers.sample(
+            sampler,
+            lambda xt, t: jnp.tanh(xt + t),
+            degrade_fn,
+            infer_fn,
+            jax.random.key(0),
+            jnp.linspace(-1, 1, 4).reshape(2, 2, 1),
+            jnp.array(ts),
+            jnp.ones((2, 2, 1)),
+        )
+
+    short = walk(sampler, [0.5, 0.25, 0.0])
+    np.testing.assert_array_equal(walk(severity.paused(sampler), [0.5, 0.25, 0.0, 0.0, 0.0]), short)
+
+
+def test_the_realisation_is_found():
+    x0 = jnp.asarray(data.load("digits", "test").fetch_fn([5])["image"][0])
+    realisation = jax.jit(severity.realisation)
+    # A box of 5 x 5 in 8 x 8 has 16 places: 64 draws miss one in 1.6% of cases.
+    box = occlusions.mask(SHAPE, size=5)
+    for corner in ([0, 0], [1, 3], [3, 2]):
+        xt = degradations.degrade(box, x0, 1.0, jnp.array(corner))
+        found = realisation(box, jax.random.key(0), xt, jnp.float32(1), x0)
+        assert found.tolist() == corner
+    noise = hot.gaussian_noise(SHAPE, schedule="cosine")
+    omega = jax.random.normal(jax.random.key(1), SHAPE)
+    xt = degradations.degrade(noise, x0, 0.5, omega)
+    found = realisation(noise, jax.random.key(0), xt, jnp.float32(0.5), x0)
+    np.testing.assert_allclose(found, omega, atol=1e-5)
+    blur = FAMILIES["blur"][0]
+    assert realisation(blur, jax.random.key(0), x0, jnp.float32(0.5), x0) is None
+
+
+# The script
+
+STDS = (2.0, 3.0)  # of the hole of the run on colours
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Workdirs as training leaves them, but for their parameters, which are zeros."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "photos").mkdir()
+    for i in range(20):
+        (root / "photos" / f"{i:02d}.png").write_bytes(png(np.roll(COLOR, i, axis=0)))
+    digits = digits_deblur.get_config()
+    colors = digits_deblur.get_config()
+    colors.data.update(name="folder", directory=str(root / "photos"))
+    colors.degradation = {"family": "fade", "stds": STDS}
+    colors.train.levels = 2
+    noise = digits_deblur.get_config()
+    noise.degradation = {"family": "gaussian_noise", "schedule": "cosine"}
+    noise.train.levels = None
+    for name, config in (("digits", digits), ("colors", colors), ("noise", noise)):
+        config.model.update(width=8, multipliers=(1,))
+        config = common.resolve(config)
+        experiment, source = building.build(config, "train")
+        common.claim_workdir(root / name, config)
+        building.fit_or_load(experiment, source, root / name)
+        manager = checkpoints.open_manager(root / name / "checkpoints")
+        state = jax.eval_shape(experiment.initial_state)
+        checkpoints.save(manager, 0, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state))
+        manager.close()
+    return root
+
+
+# One interpreter for many command lines: what it has compiled serves them all.
+RUN_CASES = """
+import contextlib, io, json, sys
+from absl import flags
+from experiments import common, restore
+
+results = []
+for arguments in json.load(sys.stdin):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    sys.argv = ["restore", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            common.run(restore.main)
+        except SystemExit as end:
+            status = end.code
+    results.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
+"""
+ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+
+
+def blurred(x0, steps):
+    kernel = np.exp(-0.5 * (np.arange(-2, 3) / 0.8) ** 2)
+    for _ in range(steps):
+        for axis in (1, 2):
+            x0 = ndimage.convolve1d(x0, kernel / kernel.sum(), axis=axis, mode="mirror")
+    return x0.astype(np.float32)
+
+
+def lay_out(folder):
+    """The inputs of all cases."""
+
+    def put(path, content):
+        path = folder / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    clean = data.load("digits", "test").fetch_fn(range(40))["image"]
+    put("mixed/stack.npy", npy(blurred(clean, 6)))
+    ramp = np.repeat(np.arange(8, dtype=np.uint8)[:, None] * 30, 8, axis=1)
+    put("mixed/grey.png", png(ramp))
+    put("mixed/colour.png", png(np.stack([ramp] * 3, axis=-1)))
+    put("mixed/sixteen.png", png(ramp.astype(np.uint16) * 257))
+    put("mixed/palette.png", saved(Image.fromarray(ramp).convert("P"), "PNG"))
+    cmyk = Image.merge("CMYK", [Image.fromarray(ramp)] * 4)
+    put("mixed/cmyk.jpg", saved(cmyk, "JPEG"))
+    put("mixed/pair.npy", npy(np.zeros((2, 8, 8, 1), np.float32)))
+    for name, (content, _) in BAD_FILES.items():
+        put(f"mixed/{name}", content)
+    put("mixed/large.png", png(np.zeros((9, 7), np.uint8)))
+    put("mixed/channels.npy", npy(np.zeros((8, 8, 2))))
+    put("mixed/range.npy", npy(np.full((8, 8), 1.5)))
+    put("mixed/notes.txt", b"mine")
+    put("mixed/sub/inner.png", png(ramp))
+    put("mixed/.hidden", b"")
+    put("same/a.png", png(ramp))
+    put("same/a.bmp", saved(Image.fromarray(ramp), "BMP"))
+    put("sizes/wide.png", png(SMOOTH[:10, :12]))
+    put("sizes/own.png", png(COLOR))
+    put("taken/own.png", b"mine")
+    # By the definition of the cosine schedule, half-way: both are sqrt(1/2), but for its offset.
+    noisy = np.sqrt(0.5) * (clean + np.random.default_rng(1).standard_normal(clean.shape))
+    put("noisy/noisy.npy", npy(noisy.astype(np.float32)))
+    put("noisy/bytes_as_floats.npy", npy(GREY.astype(np.float32)))
+    (folder / "bare").mkdir()
+    return clean
+
+
+@pytest.fixture(scope="module")
+def results(runs, tmp_path_factory):
+    """(inputs' folder, clean digits, name -> (exit status, lines of stdout, of stderr))"""
+    root = tmp_path_factory.mktemp("inputs")
+    clean = lay_out(root)
+    cases = {
+        "mixed": ("digits", "mixed", ()),
+        "resized": (
+            "digits",
+            "mixed/large.png",
+            ("--resize", "--severity=0.63", "--sampler=naive", "--steps=3"),
+        ),
+        "sizes": ("colors", "sizes", ("--severity=0.5",)),
+        "guessed": ("colors", "sizes/wide.png", ()),
+        "noisy": ("noise", "noisy", ("--severity=0.5",)),
+        "degraded": ("colors", "sizes/own.png", ("--degrade",)),
+        "nowhere": ("digits", "nowhere.png", ()),
+        "bare": ("digits", "bare", ()),
+        "same": ("digits", "same", ()),
+        "zero": ("digits", "mixed/grey.png", ("--severity=0",)),
+        "two": ("digits", "mixed/grey.png", ("--severity=1.01",)),
+        "untrained": ("nothing", "mixed/grey.png", ()),
+        "taken": ("colors", "sizes/own.png", ("--output=" + str(root / "taken"),)),
+    }  # fmt: skip
+    command_lines = [
+        [
+            f"--workdir={runs / workdir}",
+            f"--input={root / source}",
+            f"--output={root / 'out' / name}",
+            *options,
+        ]
+        for name, (workdir, source, options) in cases.items()
+    ]
+    cases["flag"] = None
+    command_lines.append(command_lines[0][:2])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_CASES],
+        cwd=ROOT,
+        env=ENV,
+        input=json.dumps(command_lines),
+        text=True,
+        capture_output=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    ends = json.loads(done.stdout.splitlines()[-1])
+    found = {
+        name: (status, out.splitlines(), err.splitlines())
+        for name, (status, out, err) in zip(cases, ends, strict=True)
+    }
+    return root, clean, found
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_blurred_digits_are_restored(results):
+    _, clean, found = results
+    lines = [line for line in found["mixed"][1] if line.startswith("stack.npy: ")]
+    assert len(lines) == 40
+    assert all(": 8x8x1, severity " in line and " (estimated) -> " in line for line in lines)
+    told = [float(line.split("severity ")[1].split()[0]) for line in lines]
+    # The oracle is the number of blurs in 10; the bound is that of held-out digits above.
+    assert abs(np.median(told) - 0.6) <= 0.05
+    restored = np.stack([pixels(pathlib.Path(line.split(" -> ")[1])) for line in lines])
+    error = in_model_range(restored) - clean[..., 0]
+    before = blurred(clean, 6)[..., 0] - clean[..., 0]
+    assert np.sqrt(np.mean(error**2)) < 0.7 * np.sqrt(np.mean(before**2))
+
+
+def test_the_bad_are_named_and_the_good_restored(results):
+    root, _, found = results
+    status, out, err = found["mixed"]
+    assert status == 1
+    good = ["cmyk", "colour", "grey", "pair_0000", "pair_0001", "palette", "sixteen"]
+    good += [f"stack_{i:04d}" for i in range(40)]
+    written = root / "out" / "mixed"
+    assert sorted(path.name for path in written.iterdir()) == [f"{name}.png" for name in good]
+    messages = {name: message for name, (_, message) in BAD_FILES.items()} | {
+        "large.png": "it is 9 x 7, and the run's linear restorer is for 8 x 8: add --resize",
+        "channels.npy": "2 channels, the run's images 1",
+        "range.npy": "[1.5, 1.5]: rescale them to [-1, 1]",
+        "notes.txt": "no image",
+        "sub": "no image",
+    }
+    assert len(err) == len(messages)
+    for name, message in messages.items():
+        (line,) = [line for line in err if line.startswith(f"skipped {root / 'mixed' / name}: ")]
+        assert message in line
+    assert out[-1] == f"restored 47 images, skipped {len(messages)}"
+    assert any(line.startswith("colour.png: 8x8x1, colour to luminance, sev") for line in out)
+    # One picture in four kinds of files.
+    for name in ("colour", "sixteen", "palette"):
+        np.testing.assert_array_equal(
+            pixels(written / f"{name}.png"), pixels(written / "grey.png"), err_msg=name
+        )
+
+
+def test_severities_are_those_trained_and_sizes_those_of_the_run(results):
+    root, _, found = results
+    status, out, err = found["resized"]
+    assert (status, err) == (0, [])
+    assert "severity 0.6 (the trained level nearest to 0.63) -> " in out[0]
+    assert pixels(root / "out" / "resized" / "large.png").shape == (8, 8)
+
+
+def test_another_size_needs_a_severity(results):
+    root, _, found = results
+    status, out, err = found["sizes"]
+    assert (status, err) == (0, [])
+    assert any(
+        line.startswith("wide.png: 10x12x3, grey to colour, severity 0.5 (g") for line in out
+    )
+    # This network answers 0, of which the hole makes 0: every step adds and takes away nothing.
+    expected = np.stack([SMOOTH[:10, :12]] * 3, axis=-1)
+    np.testing.assert_array_equal(pixels(root / "out" / "sizes" / "wide.png"), expected)
+    np.testing.assert_array_equal(pixels(root / "out" / "sizes" / "own.png"), COLOR)
+
+    status, out, err = found["guessed"]
+    assert (status, out) == (1, ["restored nothing, skipped 1"])
+    assert len(err) == 1
+    assert "it is 10 x 12, and severities are estimated at 8 x 8 alone: give --severity" in err[0]
+    assert not (root / "out" / "guessed").exists()
+
+
+def test_noise_is_read_off_the_image(results):
+    root, clean, found = results
+    status, out, err = found["noisy"]
+    assert status == 1
+    # Noise takes floats beyond [-1, 1], not to 255.
+    (line,) = err
+    assert "bytes_as_floats.npy: its numbers lie in" in line
+    assert len(out) == 41
+    names = [root / "out" / "noisy" / f"noisy_{i:04d}.png" for i in range(40)]
+    error = in_model_range(np.stack([pixels(name) for name in names])) - clean[..., 0]
+    before = np.clip(np.load(root / "noisy" / "noisy.npy"), -1, 1) - clean
+    assert np.sqrt(np.mean(error**2)) < 0.8 * np.sqrt(np.mean(before**2))
+
+
+def test_degrade_first(results):
+    root, _, found = results
+    status, out, _ = found["degraded"]
+    assert status == 0
+    assert "severity 1 (given)" in out[0]
+    distance = np.add.outer((np.arange(8) - 3.0) ** 2, (np.arange(8) - 3.0) ** 2)
+    keep = np.prod([1 - np.exp(-distance / (2 * std**2)) for std in STDS], axis=0)
+    expected = keep[..., None] * in_model_range(COLOR)
+    degraded = pixels(root / "out" / "degraded" / "own_degraded.png")
+    np.testing.assert_allclose(in_model_range(degraded), expected, atol=0.51 / 127.5)
+    np.testing.assert_array_equal(pixels(root / "out" / "degraded" / "own.png"), degraded)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    {
+        "nowhere": "nowhere.png does not exist",
+        "bare": "holds no images",
+        "same": "a.bmp and a.png would both become",
+        "zero": "--severity must lie in (0, 1]; got 0",
+        "two": "--severity must lie in (0, 1]; got 1.01",
+        "untrained": "holds no config.json",
+        "taken": "own.png exists: choose another --output",
+        "flag": "--output",
+    }.items(),
+)
+def test_what_is_refused_before_it_starts(results, name, message):
+    root, _, found = results
+    status, out, err = found[name]
+    assert status == 2
+    assert out == []
+    assert len(err) == 1
+    assert err[0].startswith("error: ")
+    assert message in err[0]
+    assert not (root / "out" / name).exists()
+    assert (root / "taken" / "own.png").read_bytes() == b"mine"
+    assert len(list((root / "taken").iterdir())) == 1
