@@ -66,9 +66,10 @@ def map_examples(fn: Callable) -> Callable:
       A function of the same pytree and of arrays with a leading example axis of any
       length (short ones are padded and cut again), returning stacked numpy arrays.
     """
+    # One argument, its axes as a tree: as a flat tuple of axes, JAX 0.10 would apply them leaf
+    # by leaf wherever there happen to be as many leaves as arguments.
     mapped = jax.pmap(
-        lambda operand, examples: jax.vmap(lambda one: fn(operand, *one))(examples),
-        in_axes=(None, 0),
+        lambda args: jax.vmap(lambda one: fn(args[0], *one))(args[1]), in_axes=((None, 0),)
     )
 
     def over_examples(operand, *examples):
@@ -77,7 +78,7 @@ def map_examples(fn: Callable) -> Callable:
             lambda leaf: leaf[np.minimum(np.arange(total + -total % count), total - 1)],
             examples,
         )
-        outputs = mapped(operand, shard(padded))
+        outputs = mapped((operand, shard(padded)))
         return jax.tree.map(
             lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:total], outputs
         )

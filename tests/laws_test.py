@@ -15,15 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import cold, laws, samplers
+from diffjax import cold, degradations, hot, laws, occlusions, samplers, schedules
 from diffjax.degradations import Degradation, LinearMap, degrade, draw
 from diffjax.laws import LawError, check_degradation
 
 SHAPE = (9, 7, 3)
 
 
+def composed(image_shape, share):
+    gray = cold.decolor(image_shape, steps=4)
+    return degradations.compose(gray, hot.gaussian_noise(image_shape), share=share)
+
+
 def case(constructor, image_shape, **settings):
-    name = ", ".join([constructor.__name__, str(image_shape), *map(str, settings.values())])
+    plain = [str(value) for value in settings.values() if isinstance(value, str | float | list)]
+    name = ", ".join([constructor.__name__, str(image_shape), *plain])
     return pytest.param(
         functools.partial(constructor, image_shape, **settings), image_shape, id=name
     )
@@ -37,6 +43,41 @@ CASES = [
     case(cold.gaussian_blur, (9, 7, 3), stds=[0.5, 1.0], kernel_size=5, boundary="circular"),
     case(cold.gaussian_blur, (9, 7, 3), stds=[0.5, 1.0], kernel_size=5, boundary="reflect"),
     case(cold.gaussian_blur, (9, 7, 3), stds=[0.5, 1.0], kernel_size=5, boundary="symmetric"),
+    case(
+        *(cold.gaussian_blur, (9, 7, 3)),
+        **{"stds": [1.0, 2.0], "kernel_size": [1, 3], "cumulative": False, "mean_at_end": True},
+    ),
+    case(cold.heat, (9, 7, 3), sigma_max=3.0),
+    case(cold.heat, (8, 8, 1), sigma_max=3.0, levels=10, noise=0.02),
+    case(cold.downsample, (8, 8, 1), steps=2),
+    case(cold.downsample, (9, 7, 3), sizes=[(6, 5), (2, 2)], method="bilinear"),
+    case(cold.downsample, (8, 8, 1), steps=3, method="area"),
+    case(cold.decolor, (9, 7, 3), steps=4),
+    case(cold.decolor, (9, 7, 3), steps=4, schedule="constant", gray_at_end=True),
+    case(occlusions.fade, (9, 7, 3), stds=[1.0, 2.0]),
+    case(occlusions.fade, (8, 8, 1), stds=[1.0, 2.0], place="random", color=0.3),
+    case(occlusions.fade, (9, 7, 3), stds=[1.0, 2.0], color="drawn", reverse=True),
+    case(occlusions.mask, (9, 7, 3), fraction=0.7),
+    case(occlusions.mask, (8, 8, 1), size=4, soft=True),
+    case(occlusions.mask, (8, 8, 1), mask=np.eye(8), fill=0.5),
+    case(occlusions.snow, (8, 8, 1), steps=4),
+    case(occlusions.snow, (9, 7, 3), steps=4, level=1, fix_brightness=True),
+    case(hot.gaussian_noise, (8, 8, 1)),
+    case(hot.gaussian_noise, (8, 8, 1), schedule="linear", zero_terminal_snr=True),
+    case(hot.gaussian_noise, (8, 8, 1), schedule="flow"),
+    case(hot.gaussian_noise, (8, 8, 1), schedule="karras"),
+    case(
+        *(hot.gaussian_noise, (8, 8, 1)),
+        **{"schedule": "tabulated", "table": schedules.beta_table([0.1, 0.3, 0.9])},
+    ),
+    case(hot.blurring_noise, (9, 7, 3), blur_max=3.0),
+    case(hot.animorph, (8, 8, 1), images=np.linspace(-1, 1, 192).reshape(3, 8, 8, 1)),
+    case(hot.interpolate, (8, 8, 1), end=cold.downsample((8, 8, 1), steps=2), noise=0.1),
+    case(
+        *(hot.interpolate, (8, 8, 1)),
+        **{"end": cold.downsample((8, 8, 1), steps=2), "noise": 0.1, "brownian": True},
+    ),
+    case(composed, (9, 7, 3), share=0.4),
 ]
 
 
