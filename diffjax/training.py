@@ -321,7 +321,7 @@ def train_step(
     )
     metrics = {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "severity": severity_sums(examples, axis_name),
     }
     return state, metrics

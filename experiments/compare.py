@@ -48,14 +48,16 @@ MNIST_BLUR = {
     "kernel_size": 11,
     "boundary": "circular",
 }
+SMALL = {"width": 16}  # so that nine variants and three seeds take minutes
 HOT = {
     "degradation": {"family": "gaussian_noise", "schedule": "cosine"},
-    "model": {"precondition": False},
+    "model": SMALL | {"precondition": False},
     "train": {"loss": "l2", "prediction": "noise"},
     "sample": {"sampler": "ddpm", "steps": 50},
 }
 COLD = {
     "degradation": BLUR,
+    "model": SMALL,
     "train": {"levels": 10},
     "sample": {"sampler": "cold", "steps": 10},
 }
@@ -66,7 +68,7 @@ def with_train(base: dict, **fields) -> dict:
 
 
 def losses_study() -> dict[str, dict]:
-    plain = COLD | {"model": {"precondition": False}}
+    plain = COLD | {"model": SMALL | {"precondition": False}}
     return {
         "hot, noise, L2": HOT,
         "hot, noise, L1": with_train(HOT, loss="l1"),

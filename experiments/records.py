@@ -91,7 +91,8 @@ class Log:
 
     def finite(self) -> bool:
         """Whether the metrics not yet written are finite; waits for them."""
-        return all(np.isfinite(one["loss"]) for one in jax.device_get(self._pending))
+        pending = jax.device_get(self._pending)
+        return all(np.isfinite([one["loss"], one["grad_norm"]]).all() for one in pending)
 
     def __enter__(self):
         return self

@@ -1,0 +1,126 @@
+"""Oracles: the same step without pmap on the whole batch; numpy on single examples.
+
+Runs on the two CPU devices of conftest.py.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import losses, parallel, times, training
+from diffjax.degradations import Degradation
+
+COUNT = jax.local_device_count()
+
+
+def normal(params, key, x0):
+    del params
+    return jax.random.normal(key, x0.shape)
+
+
+def noising(params, x0, t, omega):
+    return x0 + params * t * omega
+
+
+def network(params, xt, t, label):
+    del label
+    x = jnp.tanh(params["inner"] @ jnp.append(xt.ravel(), t))
+    return (params["outer"] @ x).reshape(xt.shape)
+
+
+def test_two_devices_train_as_one_does():
+    assert COUNT == 2
+    optimizer = training.create_optimizer(1e-2, clip_norm=0.5, accumulate=2)
+    step_fn = functools.partial(
+        training.train_step,
+        objective=training.Objective(network, loss_fn=losses.l2, spread_fn=times.stratified),
+        optimizer=optimizer,
+        ema_decay=0.9,
+    )
+    rng = np.random.default_rng(0)
+    params = {
+        "inner": jnp.asarray(rng.normal(size=(8, 13)) / 4, jnp.float32),
+        "outer": jnp.asarray(rng.normal(size=(12, 8)) / 4, jnp.float32),
+    }
+    degradation = Degradation(jnp.float32(2), draw_fn=normal, apply_fn=noising)
+    problem = training.Problem(degradation)
+    key = jax.random.key(3)
+    batches = [
+        {
+            "image": rng.uniform(-1, 1, (6, 2, 2, 3)).astype(np.float32),
+            "position": np.arange(6, dtype=np.int32),
+        }
+        for _ in range(6)
+    ]
+
+    one = training.create_state(params, optimizer)
+    two = parallel.replicate(one)
+    step_one, step_two = jax.jit(step_fn), parallel.pmap_step(step_fn)
+    replicated = parallel.replicate(problem)
+    for batch in batches:
+        one, metrics_one = step_one(one, batch, key, problem)
+        two, metrics_two = step_two(two, parallel.shard(batch), key, replicated)
+        # The mean of six is the mean of two means of three: float32 rounding, which Adam may
+        # enlarge where a gradient is nearly 0.
+        chex.assert_trees_all_close(metrics_two, metrics_one, rtol=1e-5)
+    chex.assert_trees_all_close(parallel.unreplicate(two), one, rtol=1e-4, atol=1e-5)
+    moved = jax.tree.map(lambda new, old: jnp.max(abs(new - old)), one.params, params)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    # Both devices hold the very same numbers, not only the first one.
+    for leaf in jax.tree.leaves(two):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+def test_replicate_and_back():
+    tree = {"w": jnp.arange(6.0).reshape(2, 3), "step": np.int32(4), "none": None}
+    replicated = parallel.replicate(tree)
+    chex.assert_shape(replicated["w"], (COUNT, 2, 3))
+    assert len(replicated["w"].sharding.device_set) == COUNT
+    back = parallel.unreplicate(replicated)
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(back))
+    assert back["step"].dtype == np.int32
+    chex.assert_trees_all_equal(back, tree)
+
+
+def test_shard_gives_each_device_the_next_examples():
+    batch = {"image": np.arange(8).reshape(4, 2), "position": np.arange(4)}
+    sharded = parallel.shard(batch)
+    np.testing.assert_array_equal(sharded["image"], [[[0, 1], [2, 3]], [[4, 5], [6, 7]]])
+    np.testing.assert_array_equal(sharded["position"], [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize("batch_size", [0, -2, 1, 7])
+def test_batch_that_the_devices_do_not_divide_raises(batch_size):
+    with pytest.raises(ValueError, match=rf"batch_size {batch_size} does not divide among 2"):
+        parallel.check_batch_size(batch_size)
+
+
+def test_batch_that_the_devices_divide_passes():
+    parallel.check_batch_size(2)
+    parallel.check_batch_size(64)
+
+
+def test_shard_of_an_odd_batch_raises():
+    with pytest.raises(ValueError, match="reshape"):
+        parallel.shard(np.zeros((3, 2)))
+
+
+def test_map_examples_of_any_length():
+    def one(operand, x, key):
+        return {"product": operand @ x, "noise": jax.random.normal(key), "x": (x, None)}
+
+    mapped = parallel.map_examples(one)
+    rng = np.random.default_rng(1)
+    operand = rng.normal(size=(4, 3)).astype(np.float32)
+    for count in (1, 2, 5):
+        x = rng.normal(size=(count, 3)).astype(np.float32)
+        keys = jax.random.split(jax.random.key(0), count)
+        outputs = mapped(operand, x, keys)
+        np.testing.assert_allclose(outputs["product"], x @ operand.T, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(outputs["x"][0], x)
+        noise = [jax.random.normal(key).item() for key in keys]
+        np.testing.assert_allclose(outputs["noise"], noise, rtol=1e-6)
