@@ -65,10 +65,13 @@ class Experiment:
     image_shape: tuple[int, int, int]
     preconditioned: bool
 
-    def initial_state(self) -> training.TrainState:
+    def init_params(self, key):
         height, width, channels = self.image_shape
         shape = (height, width, 2 * channels if self.preconditioned else channels)
-        params = unet.init_unet(self.model, jax.random.key(self.config.seed), shape)
+        return unet.init_unet(self.model, key, shape)
+
+    def initial_state(self) -> training.TrainState:
+        params = self.init_params(jax.random.key(self.config.seed))
         return training.create_state(params, self.optimizer)
 
 

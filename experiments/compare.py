@@ -5,13 +5,14 @@ python -m experiments.compare --study=preconditioning --output=docs/results/prec
 python -m experiments.compare --study=preconditioning --data=mnist --seeds=1 --steps=400 \
     --output=docs/results/preconditioning_mnist
 
-A study is a table of variants in this file, each a delta on default.py. The seeds of one
-variant are trained side by side, as one vmapped step. Every variant is judged on held-out
-images: the RMSE of x0_hat, averaged over ten severities and at t = 1 (where SSIM is
-taken too), and, for losses, by the Frechet distance between 1,024 generated images and the
-training images, in the space of their pixels. All numbers are of images in [0, 1].
+A study is a table of variants in this file, each a delta on default.py. Every variant is
+judged on held-out images: the RMSE of x0_hat, averaged over ten severities and at t = 1
+(where SSIM is taken too), and, for losses, by the Frechet distance between 1,024 generated
+images and the training images, in the space of their pixels. All numbers are of images in
+[0, 1]. It can be interrupted, and goes on with the next variant.
 """
 
+import functools
 import json
 import pathlib
 
@@ -24,7 +25,6 @@ from absl import flags
 
 from diffjax import data, metrics, training
 from diffjax.degradations import degrade, draw
-from diffjax.models import unet
 from experiments import building, common, generating
 from experiments.configs import default
 
@@ -138,82 +138,70 @@ def scores(experiment: building.Experiment, problem, key, params, clean_BHWC) ->
     }
 
 
-def train_variant(name: str, config, seeds: list[int]) -> tuple[building.Run, dict]:
-    """Trains all seeds side by side; the trained run (its state stacked) and its curves."""
+def train_variant(name: str, config, seeds: list[int]) -> dict[str, list]:
+    """{"step": [E], "rmse": [E, seeds], ...}, and "frechet": [seeds] in the study of losses."""
     experiment, source = building.build(config, "train")
     _, held_out = building.build(config, "test")
     fitted = building.fit(experiment, source)
     problem = building.problem(experiment, fitted)
     clean = held_out.fetch_fn(range(min(_IMAGES.value, held_out.size)))["image"]
-
-    def init(key):
-        height, width, channels = experiment.image_shape
-        shape = (height, width, channels * (2 if experiment.preconditioned else 1))
-        params = unet.init_unet(experiment.model, key, shape)
-        return training.create_state(params, experiment.optimizer)
-
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    state = jax.vmap(init)(keys)
-
-    def step_fn(state, batch, key, problem):
-        return training.train_step(
-            state,
-            batch,
-            key,
-            problem,
+    init_fn = jax.jit(
+        lambda key: training.create_state(experiment.init_params(key), experiment.optimizer)
+    )
+    step_fn = jax.jit(
+        functools.partial(
+            training.train_step,
             objective=experiment.objective,
             optimizer=experiment.optimizer,
             ema_decay=config.train.ema_decay,
-        )
-
-    step_fn = jax.jit(jax.vmap(step_fn, in_axes=(0, 0, 0, None)), donate_argnums=0)
-    judge_fn = jax.jit(
+        ),
+        donate_argnums=0,
+    )
+    judge_fn = jax.jit(functools.partial(scores, experiment))
+    make_fn = jax.jit(
         jax.vmap(
-            lambda params, problem, clean: scores(
-                experiment, problem, jax.random.key(1), params, clean
+            generating.generator(
+                building.Run(experiment, source, None, problem, fitted["prior"]),
+                sampler_name=config.sample.sampler,
+                steps=config.sample.steps,
             ),
-            in_axes=(0, None, None),
+            in_axes=(None, 0, None),
         )
     )
-    streams = [
-        data.batches(source, batch_size=config.train.batch_size, seed=seed) for seed in seeds
-    ]
     every = max(1, config.train.steps // 10)
-    curves = {"step": [], "rmse": [], "rmse1": [], "ssim1": []}
-    for step in tqdm.trange(1, config.train.steps + 1, desc=name, mininterval=1):
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *map(next, streams))
-        state, _ = step_fn(state, batch, keys, problem)
-        if step % every == 0 or step == config.train.steps:
-            judged = jax.device_get(judge_fn(state.ema_params, problem, clean))
-            curves["step"].append(step)
-            for key, values in judged.items():
-                curves[key].append(values.tolist())
-    return building.Run(experiment, source, state, problem, fitted["prior"]), curves
+    points = [*range(every, config.train.steps, every), config.train.steps]
+    curves = {"step": points} | {
+        score: [[] for _ in points] for score in ("rmse", "rmse1", "ssim1")
+    }
+    if _STUDY.value == "losses":
+        curves["frechet"] = []
+    for seed in seeds:
+        key = jax.random.key(seed)
+        state = init_fn(key)
+        batches = data.batches(source, batch_size=config.train.batch_size, seed=seed)
+        bar = tqdm.trange(1, config.train.steps + 1, desc=f"{name}, seed {seed}", mininterval=1)
+        for step in bar:
+            state, _ = step_fn(state, next(batches), key, problem)
+            if step in points:
+                judged = jax.device_get(
+                    judge_fn(problem, jax.random.key(1), state.ema_params, clean)
+                )
+                for score, value in judged.items():
+                    curves[score][points.index(step)].append(float(value))
+        if _STUDY.value == "losses":
+            operand = (state.ema_params, problem, fitted["prior"], jnp.float32(0.002))
+            keys = jax.random.split(jax.random.key(2), 1024)
+            images = np.asarray(make_fn(operand, keys, experiment.objective.num_classes))
+            curves["frechet"].append(_frechet(images, source.fetch_fn(range(source.size))["image"]))
+    return curves
 
 
-def frechet(run: building.Run, count: int = 1024) -> list[float]:
-    """Of every seed's generated images to the training images, in the space of their pixels."""
-    config, objective = run.experiment.config, run.experiment.objective
-    sampler, steps = config.sample.sampler, config.sample.steps
-    make = generating.generator(run, sampler_name=sampler, steps=steps)
-    make_fn = jax.jit(jax.vmap(make, in_axes=(None, 0, None)))
-    keys = jax.random.split(jax.random.key(2), count)
-    perturbation = jnp.float32(config.prior.perturbation)
-
-    def moments(images):
-        pixels = np.asarray(metrics.to_unit(images)).reshape(len(images), -1)
-        found = metrics.feature_moments(pixels)
-        return found.mean, metrics.covariance(found)
-
-    real = moments(run.source.fetch_fn(range(run.source.size))["image"])
-    distances = []
-    for i in range(len(run.state.step)):
-        params = jax.tree.map(lambda leaf, i=i: leaf[i], run.state.ema_params)
-        images = make_fn(
-            (params, run.problem, run.prior, perturbation), keys, objective.num_classes
-        )
-        distances.append(float(metrics.frechet_distance(*moments(images), *real)))
-    return distances
+def _frechet(images: np.ndarray, reference: np.ndarray) -> float:
+    gaussians = []
+    for one in (images, reference):
+        moments = metrics.feature_moments(np.asarray(metrics.to_unit(one)).reshape(len(one), -1))
+        gaussians += [moments.mean, metrics.covariance(moments)]
+    return float(metrics.frechet_distance(*gaussians))
 
 
 COLUMNS = {
@@ -279,10 +267,7 @@ def main() -> None:
     for name, delta in study.items():
         if name in results:
             continue
-        run, curves = train_variant(name, configure(delta, _STEPS.value), seeds)
-        results[name] = curves
-        if _STUDY.value == "losses":
-            results[name]["frechet"] = frechet(run)
+        results[name] = train_variant(name, configure(delta, _STEPS.value), seeds)
         # After every variant, so that an interrupted comparison goes on with the next.
         report_path.write_text(json.dumps({"settings": settings, "results": results}) + "\n")
     draw_curves(output.with_suffix(".png"), results)

@@ -20,7 +20,7 @@ def get_config():
     config.train.loss = "l2"
     config.train.prediction = "previous"
     config.train.levels = 50
-    config.train.steps = 3000
+    config.train.steps = 1500
     config.prior.kind = "bank"
     config.prior.perturbation = 0.025
     config.sample.sampler = "ihdm"

@@ -14,7 +14,7 @@ def get_config():
     config.train.loss = "l2"
     config.train.prediction = "v"
     config.train.times = "stratified"
-    config.train.steps = 3000
+    config.train.steps = 1500
     config.sample.sampler = "ddpm"
     config.sample.steps = 100
     return config

@@ -16,6 +16,6 @@ def get_config():
     config.model.width = 16
     config.model.multipliers = (1, 2, 4, 4)
     config.train.levels = 20
-    config.train.steps = 3000
+    config.train.steps = 2000
     config.sample.steps = 20
     return config
