@@ -98,8 +98,8 @@ def train(experiment: building.Experiment, source: data.Source, problem, workdir
 
 def _diverged(step, workdir):
     return FloatingPointError(
-        f"the loss or its gradient is not finite near step {step:,}; lower "
-        f"train.learning_rate or train.clip_norm (the last good checkpoint is kept in {workdir})"
+        f"the loss or its gradient is not finite near step {step:,}: start in another workdir with "
+        f"a lower train.learning_rate or train.clip_norm ({workdir} keeps its last checkpoint)"
     )
 
 
