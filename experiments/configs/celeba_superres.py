@@ -1,0 +1,18 @@
+r"""Enlarging CelebA at 128x128 with Cold Diffusion's setting: 4 bicubic halvings, to 8 pixels.
+
+python -m experiments.train --workdir=runs/celeba_superres \
+    --config=experiments/configs/celeba_superres.py
+
+Setting: "Incremental_factor_2", as the README of the authors' code has it.
+Published: the paper has numbers for it, of which none could be verified, so none is given here.
+Deviations: as in celeba_deblur.
+"""
+
+from experiments.configs import celeba_deblur
+
+
+def get_config():
+    config = celeba_deblur.get_config()
+    config.degradation = {"family": "downsample", "steps": 4, "method": "bicubic"}
+    config.train.levels = config.sample.steps = 4
+    return config

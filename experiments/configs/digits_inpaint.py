@@ -1,0 +1,15 @@
+r"""Inpainting scikit-learn's 8x8 digits: 10 growing holes at a random place. On a CPU in a minute.
+
+python -m experiments.train --workdir=runs/digits_inpaint \
+    --config=experiments/configs/digits_inpaint.py
+"""
+
+from diffjax import schedules
+from experiments.configs import digits_deblur
+
+
+def get_config():
+    config = digits_deblur.get_config()
+    stds = schedules.linear_stds(10, start=0.3, slope=0.3)
+    config.degradation = {"family": "fade", "stds": tuple(stds.tolist()), "place": "random"}
+    return config

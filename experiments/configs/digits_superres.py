@@ -1,0 +1,14 @@
+r"""Enlarging scikit-learn's 8x8 digits: 8 to 4 to 2 pixels and back. On a CPU in a minute.
+
+python -m experiments.train --workdir=runs/digits_superres \
+    --config=experiments/configs/digits_superres.py
+"""
+
+from experiments.configs import digits_deblur
+
+
+def get_config():
+    config = digits_deblur.get_config()
+    config.degradation = {"family": "downsample", "steps": 2, "method": "bicubic"}
+    config.train.levels = config.sample.steps = 2
+    return config
