@@ -1,0 +1,117 @@
+"""Looks for what is wrong with a run: a table of checks, audit.json and audit.png.
+
+python -m experiments.audit --workdir=runs/demo
+
+Exit status 1 if a check fails. What it cannot see is said in `diffjax.diagnostics`.
+"""
+
+import functools
+import json
+import math
+import pathlib
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from absl import flags
+
+from diffjax import diagnostics, training
+from experiments import building, common
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_IMAGES = flags.DEFINE_integer("images", 256, "Held-out images to look at.", lower_bound=2)
+_STEPS = flags.DEFINE_integer("steps", 300, "Updates to learn a few images in.", lower_bound=1)
+flags.mark_flag_as_required("workdir")
+
+
+def audit(run: building.Run, workdir: pathlib.Path, count: int, steps: int) -> diagnostics.Audit:
+    """The audit of what a workdir holds, on its held-out images."""
+    experiment, config = run.experiment, run.experiment.config
+    examples = run.source.fetch_fn(range(min(count, run.source.size)))
+    step_fn = functools.partial(
+        training.train_step,
+        objective=experiment.objective,
+        optimizer=experiment.optimizer,
+        ema_decay=config.train.ema_decay,
+    )
+    # All in one place, or what is restored and what is new are compiled for apart.
+    state, problem, start = jax.device_put(
+        (run.state, run.problem, experiment.initial_state()), jax.devices()[0]
+    )
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else None
+    return diagnostics.audit(
+        state,
+        problem,
+        objective=experiment.objective,
+        images=examples["image"],
+        labels=examples.get("label"),
+        key=jax.random.key(config.seed + 4),
+        step_fn=jax.jit(step_fn, donate_argnums=0),
+        initial_state=start,
+        history=None if lines is None else [json.loads(line) for line in lines],
+        batch_size=config.train.batch_size,
+        # The learning rate has fallen to zero where the schedule ends.
+        steps=min(steps * config.train.accumulate, config.train.steps),
+    )
+
+
+def table(found: diagnostics.Audit) -> str:
+    """The checks in Markdown, aligned."""
+    rows = [("check", "status", "value", "fails if", "advice")]
+    rows += [(c.name, c.status, f"{c.value:.3g}", c.limit, c.advice) for c in found.checks]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, tuple("-" * width for width in widths))
+
+    def line(row):
+        return "| " + " | ".join(map(str.ljust, row, widths)) + " |"
+
+    return "\n".join(map(line, rows))
+
+
+def draw(path: pathlib.Path, curves: dict[str, list[float]]) -> None:
+    """Per severity: the error of x0_hat, by who made it, and where the gradient comes from."""
+    curves = dict(curves)
+    ts, shares = curves.pop("t"), curves.pop("gradient share")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
+    for name, values in curves.items():
+        style = "o-" if name == "network" else "--"
+        axes[0].semilogy(ts, values, style, lw=1.5 if name == "network" else 1, ms=3, label=name)
+    axes[0].set(xlabel="severity t", ylabel="mean squared error of x0_hat")
+    axes[0].grid(alpha=0.3, which="both")
+    axes[0].legend(fontsize=8)
+    axes[1].bar(ts, shares, width=0.8 / max(10, len(ts)))
+    axes[1].set(xlabel="severity t", ylabel="share of the gradient", xlim=(0, 1.05))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main() -> int:
+    workdir = pathlib.Path(_WORKDIR.value)
+    run = building.load_run(workdir)
+    found = audit(run, workdir, _IMAGES.value, _STEPS.value)
+    checks = [
+        # JSON has no numbers that are not finite.
+        check._asdict() | {"value": check.value if math.isfinite(check.value) else None}
+        for check in found.checks
+    ]
+    report = {
+        "step": int(run.state.step),
+        "data": run.experiment.config.data.name,
+        "split": "test",
+        "images": min(_IMAGES.value, run.source.size),
+        "device": common.describe_device(),
+        "checks": checks,
+        "severities": found.curves,
+    }
+    (workdir / "audit.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(workdir / "audit.png", found.curves)
+    print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
+    print(table(found))
+    return 1 if found.failed else 0
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,75 @@
+"""The audit as a user runs it. Oracles: the documented exit statuses, and a run that cannot
+have learnt anything, its learning rate being zero.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from diffjax import diagnostics, verdicts
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.train.batch_size=16"]
+IDLE = ["--config.train.learning_rate=0.0", "--config.train.steps=40", "--config.run.log_every=2"]
+
+
+@pytest.fixture(scope="module")
+def run_script(tmp_path_factory):
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("jax_cache")),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | cache
+
+    def run(script, *arguments):
+        command = [sys.executable, "-m", f"experiments.{script}", *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=300
+        )
+
+    return run
+
+
+def test_a_run_that_learns_nothing_is_found_out(run_script, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    config = "--config=experiments/configs/digits_deblur.py"
+    trained = run_script("train", config, workdir, *TINY, *IDLE)
+    assert trained.returncode == 0, trained.stderr
+    audited = run_script("audit", workdir, "--images=32", "--steps=20")
+    assert audited.returncode == 1, audited.stderr
+
+    report = json.loads((tmp_path / "run" / "audit.json").read_text())
+    status = {check["name"]: check["status"] for check in report["checks"]}
+    assert list(status) == ["target", "time", "calibration", "floor", "weight", "scale",
+                            "overfit", "average", "convergence"]  # fmt: skip
+    assert (status["overfit"], status["scale"]) == ("fail", "pass")
+    assert status["convergence"] in ("warn", "fail")
+    assert (report["step"], report["images"]) == (40, 32)
+    assert report["severities"]["t"] == pytest.approx([k / 10 for k in range(1, 11)])
+
+    rows = [line for line in audited.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(status)
+    assert len({len(row) for row in rows}) == 1  # aligned
+    for row, check in zip(rows[2:], report["checks"], strict=True):
+        assert [cell.strip() for cell in row.split("|")[1:3]] == [check["name"], check["status"]]
+    with Image.open(tmp_path / "run" / "audit.png") as picture:
+        assert picture.width > picture.height > 100
+
+
+def test_a_folder_without_a_run(run_script, tmp_path):
+    audited = run_script("audit", f"--workdir={tmp_path}")
+    assert audited.returncode == 2
+    assert audited.stderr.startswith("error: ")
+    assert len(audited.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("status", "expected"), [("pass", 0), ("warn", 0), ("fail", 1)])
+def test_the_exit_status(status, expected):
+    check = verdicts.Check("scale", status, 1.0, "> 1.01", "one sentence")
+    assert diagnostics.Audit([check], {}).failed == bool(expected)
