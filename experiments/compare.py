@@ -73,12 +73,10 @@ def losses_study() -> dict[str, dict]:
         "hot, noise, L2": HOT,
         "hot, noise, L1": with_train(HOT, loss="l1"),
         "hot, x0, L2": with_train(HOT, prediction="x0"),
-        "hot, v, L2": with_train(HOT, prediction="v"),
         "hot, v, L2, min-SNR": with_train(HOT, prediction="v", weighting="min_snr"),
         "cold blur, x0, L1": COLD,
         "cold blur, x0, L2": with_train(COLD, loss="l2"),
         "cold blur, x0, L1, not preconditioned": plain,
-        "cold blur, x0, L2, not preconditioned": with_train(plain, loss="l2"),
     }
 
 
