@@ -66,7 +66,7 @@ def fit(
     require(floor > 0, f"floor must be positive; got {floor}")
     require(levels is None or levels > 0, f"levels must be positive or None; got {levels}")
     ts = jnp.zeros(1) if levels is None else jnp.arange(levels + 1) / levels
-    maps = jax.vmap(lambda t: degradation.linear_fn(degradation.params, t))(ts)
+    maps = jax.jit(jax.vmap(lambda t: degradation.linear_fn(degradation.params, t)))(ts)
     matrices = (maps.rows, maps.cols, maps.colors)
     require(
         levels is not None or all(matrix is None for matrix in matrices),

@@ -20,6 +20,9 @@ from experiments import building, common, restoring
 from experiments.pictures import read_images
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_IMAGES = flags.DEFINE_integer(
+    "images", None, "Held-out images; none: the config's.", lower_bound=1
+)
 _GENERATED = flags.DEFINE_string("generated", None, "Folder of images from experiments.sample.")
 
 
@@ -33,10 +36,9 @@ def _scores(images_BHWC, clean_BHWC):
     }
 
 
-def evaluate(run: building.Run) -> dict[str, dict[str, float]]:
+def evaluate(run: building.Run, count: int) -> dict[str, dict[str, float]]:
     """{method: {"rmse", "psnr", "ssim"}}: RMSE over all pixels, the others averaged over images."""
     collected = {name: [] for name in restoring.METHODS}
-    count = min(run.experiment.config.sample.images or run.source.size, run.source.size)
     with tqdm.tqdm(total=count, unit="image", desc="restoring") as bar:
         for clean, outputs in restoring.restorations(run, count):
             for name, images in outputs.items():
@@ -107,13 +109,14 @@ def main() -> None:
     if _GENERATED.value is not None:
         evaluate_generated(run, pathlib.Path(_GENERATED.value))
         return
-    table = evaluate(run)
     config = run.experiment.config
+    count = min(_IMAGES.value or config.sample.images or run.source.size, run.source.size)
+    table = evaluate(run, count)
     report = {
         "step": int(run.state.step),
         "data": config.data.name,
         "split": "test",
-        "images": min(config.sample.images or run.source.size, run.source.size),
+        "images": count,
         "sample_steps": config.sample.steps,
         "device": common.describe_device(),
         "methods": table,

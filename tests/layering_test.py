@@ -27,7 +27,7 @@ FLOORS = (
         "times",
     },
     {"degradations", "cold", "hot", "laws", "occlusions"},
-    {"diagnostics", "measurements", "preconditioning", "training"},
+    {"diagnostics", "measurements", "preconditioning", "training", "verdicts"},
     {"checkpoints", "data", "parallel"},
 )
 WHOLE_FOLDERS = ("operators", "models")  # floor 0
