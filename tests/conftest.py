@@ -4,6 +4,6 @@ import chex
 import jax
 
 chex.set_n_cpu_devices(2)
-# Hundreds of small programs are compiled, each run a few times: the passes cost more than they save.
+# Hundreds of small programs, each run a few times: the passes would cost more than they save.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
