@@ -12,6 +12,6 @@ def get_config():
     config.degradation.kernel_size = 5
     config.degradation.boundary = "reflect"
     config.train.levels = 10
-    config.train.steps = 2000
+    config.train.steps = 1200
     config.sample.steps = 10
     return config
