@@ -162,7 +162,10 @@ def _folder(split: str, directory: str | None, image_size: int | None) -> Source
             pixels = np.asarray(image.convert(mode))
         return _resize(pixels.reshape(*pixels.shape[:2], -1), image_size)
 
-    return _decoded(read, len(paths), None, None, lambda index: str(paths[index]))
+    def examples(indices):
+        return [(read(index), None) for index in indices]
+
+    return _decoded(examples, len(paths), None, lambda index: str(paths[index]))
 
 
 def _tfds(name: str, split: str, directory: str | None, image_size: int | None) -> Source:
@@ -182,35 +185,40 @@ def _tfds(name: str, split: str, directory: str | None, image_size: int | None) 
     if "image" not in features:
         raise ValueError(f"data.name {name!r} has no 'image' feature; it has {list(features)}")
     classes = features["label"].num_classes if "label" in features else None
-    labels = (lambda index: records[index]["label"]) if classes else None
 
-    def read(index):
-        return _resize(records[index]["image"], image_size)
+    def examples(indices):
+        found = records.__getitems__(list(indices))  # one read of the file, not one each
+        return [(_resize(one["image"], image_size), one.get("label")) for one in found]
 
-    return _decoded(read, len(records), labels, classes, lambda index: f"{name}[{index}]")
+    return _decoded(examples, len(records), classes, lambda index: f"{name}[{index}]")
 
 
-def _decoded(read_fn, size, label_fn, num_classes, describe_fn) -> Source:
-    """A source of encoded images: decoded once if they fit in memory, else when asked for."""
-    shape = read_fn(0).shape
+def _decoded(examples_fn, size, num_classes, describe_fn) -> Source:
+    """A source of encoded images: decoded once if they fit in memory, else when asked for.
 
-    def read(index):
-        image = read_fn(index)
-        if image.shape != shape or image.dtype != np.uint8:
-            raise ValueError(
-                f"{describe_fn(index)} is {image.dtype}{list(image.shape)}, the first image is "
-                f"uint8{list(shape)}: set data.image_size to bring all to one size"
-            )
-        return image
+    examples_fn: indices -> [(image, label)]; num_classes None: the labels are not read.
+    """
+    shape = examples_fn([0])[0][0].shape
 
-    def fetch(indices):
-        batch = {"image": _to_model_range(np.stack([read(int(i)) for i in indices]))}
-        if label_fn is None:
-            return batch
-        return batch | {"label": np.asarray([label_fn(int(i)) for i in indices], np.int32)}
+    def read(indices):
+        images, labels = zip(*examples_fn(indices), strict=True)
+        for index, image in zip(indices, images, strict=True):
+            if image.shape != shape or image.dtype != np.uint8:
+                raise ValueError(
+                    f"{describe_fn(index)} is {image.dtype}{list(image.shape)}, the first image is "
+                    f"uint8{list(shape)}: set data.image_size to bring all to one size"
+                )
+        return np.stack(images), None if num_classes is None else np.asarray(labels, np.int32)
 
     if size * np.prod(shape) > _IN_MEMORY_BYTES:
+
+        def fetch(indices):
+            images, labels = read([int(index) for index in indices])
+            batch = {"image": _to_model_range(images)}
+            return batch if labels is None else batch | {"label": labels}
+
         return Source(size, shape, num_classes, fetch)
-    labels = None if label_fn is None else np.asarray([label_fn(i) for i in range(size)])
-    source = from_arrays(np.stack([read(i) for i in range(size)]), labels)
-    return source._replace(num_classes=num_classes)
+    chunks = np.array_split(np.arange(size), -(-size // 1000))
+    images, labels = zip(*(read(chunk.tolist()) for chunk in chunks), strict=True)
+    labels = None if num_classes is None else np.concatenate(labels)
+    return from_arrays(np.concatenate(images), labels)._replace(num_classes=num_classes)
