@@ -190,16 +190,9 @@ def train_variant(name: str, config, seeds: list[int]) -> dict[str, list]:
             operand = (state.ema_params, problem, fitted["prior"], jnp.float32(0.002))
             keys = jax.random.split(jax.random.key(2), 1024)
             images = np.asarray(make_fn(operand, keys, experiment.objective.num_classes))
-            curves["frechet"].append(_frechet(images, source.fetch_fn(range(source.size))["image"]))
+            reference = source.fetch_fn(range(source.size))["image"]
+            curves["frechet"].append(generating.distances(images, reference)["frechet"])
     return curves
-
-
-def _frechet(images: np.ndarray, reference: np.ndarray) -> float:
-    gaussians = []
-    for one in (images, reference):
-        moments = metrics.feature_moments(np.asarray(metrics.to_unit(one)).reshape(len(one), -1))
-        gaussians += [moments.mean, metrics.covariance(moments)]
-    return float(metrics.frechet_distance(*gaussians))
 
 
 COLUMNS = {

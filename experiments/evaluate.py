@@ -16,7 +16,7 @@ import tqdm
 from absl import flags
 
 from diffjax import metrics
-from experiments import building, common, restoring
+from experiments import building, common, generating, restoring
 from experiments.pictures import read_images
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -67,19 +67,6 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(rows)
 
 
-def distances(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """ "frechet" and "kernel" between two sets [N, H, W, C] in [-1, 1], pixels in [0, 1]."""
-    one, other = (np.asarray(metrics.to_unit(x)).reshape(len(x), -1) for x in (images, reference))
-    gaussians = []
-    for pixels in (one, other):
-        moments = metrics.feature_moments(pixels)
-        gaussians += [moments.mean, metrics.covariance(moments)]
-    return {
-        "frechet": float(metrics.frechet_distance(*gaussians)),
-        "kernel": float(metrics.kernel_distance(one, other)),
-    }
-
-
 def evaluate_generated(run: building.Run, folder: pathlib.Path) -> None:
     images = read_images(folder)
     if not len(images):
@@ -93,8 +80,8 @@ def evaluate_generated(run: building.Run, folder: pathlib.Path) -> None:
         "images": count,
         "held_out_images": len(held_out),
         "features": "pixels in [0, 1]",
-        "generated": distances(images[:count], held_out),
-        "training images": distances(train.fetch_fn(np.sort(chosen))["image"], held_out),
+        "generated": generating.distances(images[:count], held_out),
+        "training images": generating.distances(train.fetch_fn(np.sort(chosen))["image"], held_out),
     }
     (folder / "distances.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"{count:,} images against {len(held_out):,} held-out ones, features: the pixels\n")

@@ -1,12 +1,13 @@
-"""Images from nothing: where x_T comes from, and the samplers by their names."""
+"""Images from nothing: where x_T comes from, the samplers by their names, how far off they are."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffjax import priors, samplers, schedules, solvers, training
+from diffjax import metrics, priors, samplers, schedules, solvers, training
 from diffjax.degradations import Degradation, coefficients, degrade, draw
 from diffjax.operators import spectral
 from experiments import building, restoring
@@ -111,3 +112,16 @@ def generator(
         )  # fmt: skip
 
     return generate
+
+
+def distances(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """ "frechet" and "kernel" between two sets [N, H, W, C] in [-1, 1], pixels in [0, 1]."""
+    one, other = (np.asarray(metrics.to_unit(x)).reshape(len(x), -1) for x in (images, reference))
+    gaussians = []
+    for pixels in (one, other):
+        moments = metrics.feature_moments(pixels)
+        gaussians += [moments.mean, metrics.covariance(moments)]
+    return {
+        "frechet": float(metrics.frechet_distance(*gaussians)),
+        "kernel": float(metrics.kernel_distance(one, other)),
+    }

@@ -1,0 +1,104 @@
+"""The report: what it calls, what it tabulates, how it ends when a script does.
+
+Oracles: numbers written here in the place of the scripts' own, and tables typed by hand. That
+the scripts leave such files is scripts_test's.
+"""
+
+import json
+import pathlib
+import subprocess
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from experiments import report
+
+
+def width(path):
+    with Image.open(path) as image:
+        return image.size[0]
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """Every call of a script, which leaves what it would: constant pictures, round numbers."""
+    calls = []
+
+    def run(script, **arguments):
+        calls.append((script, arguments))
+        workdir = pathlib.Path(arguments["workdir"])
+        workdir.mkdir(parents=True, exist_ok=True)
+        if script == "sample" and "num" not in arguments:
+            Image.fromarray(np.zeros((10, 20, 4), np.uint8)).save(workdir / "samples.png")
+        elif script == "sample":
+            folder = arguments["output"]
+            folder.mkdir()
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "grid.png")
+            np.savez(folder / "batch_00000000.npz", image=np.zeros((20, 8, 8, 1), np.uint8))
+            (folder / "settings.json").write_text('{"step": 5}')
+        elif script == "evaluate" and "generated" in arguments:
+            distance = {"frechet": len(calls) / 8, "kernel": 0.25}
+            found = {"generated": distance, "training images": {"frechet": 0.125, "kernel": 0.5}}
+            (arguments["generated"] / "distances.json").write_text(json.dumps(found))
+        elif script == "evaluate":
+            scores = [{"rmse": k / 8, "psnr": 9.0, "ssim": 1 - k / 8} for k in range(4)]
+            methods = dict(zip(report.METHODS, scores, strict=True))
+            (workdir / "evaluation.json").write_text(json.dumps({"methods": methods}))
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["report", "--study=restoration", "--output=unused"])
+    monkeypatch.setattr(report, "run", run)
+    with flagsaver.flagsaver(workdirs=str(tmp_path / "runs"), output=str(tmp_path / "out" / "it")):
+        yield calls
+
+
+def test_restoration_tabulates_every_config(called, tmp_path, capsys):
+    with flagsaver.flagsaver(study="restoration", configs=["one", "two"], images=7):
+        report.main()
+    workdirs = [tmp_path / "runs" / name for name in ("one", "two")]
+    assert [script for script, _ in called] == ["train", "sample", "evaluate"] * 2
+    assert called[0][1] == {"config": "experiments/configs/one.py", "workdir": workdirs[0]}
+    assert called[5][1] == {"workdir": workdirs[1], "images": 7}
+    row = "0.000 / 1.000 | 0.125 / 0.875 | 0.250 / 0.750 | 0.375 / 0.625 |"
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "| | degraded | direct | Algorithm 1 | Algorithm 2 |",
+        "|---|---|---|---|---|",
+        f"| one | {row}",
+        f"| two | {row}",
+    ]
+    held = json.loads((tmp_path / "out" / "it.json").read_text())
+    assert held["results"]["two"]["methods"]["direct"]["psnr"] == 9
+    assert width(tmp_path / "out" / "it.png") > 100
+
+
+def test_generation_tabulates_every_way(called, tmp_path, capsys):
+    with flagsaver.flagsaver(study="generation", num=20):
+        report.main()
+    sampled = [arguments for script, arguments in called if script == "sample"]
+    assert len({arguments["output"] for arguments in sampled}) == len(report.WAYS)
+    assert {arguments["num"] for arguments in sampled} == {20}
+    assert [arguments.get("perturbation") for arguments in sampled].count(0) == 1
+    assert [arguments.get("sampler") for arguments in sampled].count("naive") == 1
+    lines = capsys.readouterr().out.splitlines()
+    # Three scripts a way; the first way's distance is written by the third of them.
+    assert f"| {next(iter(report.WAYS))} | 0.375 | 0.2500 |" in lines
+    assert lines[-1] == "| training images | 0.125 | 0.5000 |"
+    for picture in ("it.png", "it_blur.png"):
+        assert width(tmp_path / "out" / picture) > 100
+
+
+def test_it_ends_as_the_script_that_fails(monkeypatch):
+    seen = []
+
+    def failing(command):
+        seen.append(command[1:])
+        return subprocess.CompletedProcess(command, 130)
+
+    monkeypatch.setattr(subprocess, "run", failing)
+    with pytest.raises(SystemExit) as ended:
+        report.run("train", config="one.py", images=None)
+    assert ended.value.code == 130
+    assert seen == [["-m", "experiments.train", "--config=one.py"]]
