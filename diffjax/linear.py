@@ -1,27 +1,30 @@
-"""The best linear restorer of a linear degradation, and the error that it leaves.
+"""The best linear restorer of a linear degradation, and what it leaves uncertain.
 
 For x0 with mean mu and covariance S, and x_t = A x0 + sigma omega with omega white, no
 affine function of x_t comes nearer to x0 in mean square than
 
     L(x_t) = mu + S A' (A S A' + sigma^2 I)^-1 (x_t - A mu)
-    e^2    = trace(S - S A' (A S A' + sigma^2 I)^-1 A S) / (H W C)
+    P      = S - S A' (A S A' + sigma^2 I)^-1 A S,   e^2 = trace(P) / (H W C)
 
-S has (H W C)^2 entries, so it is taken as a Kronecker product, and A is one:
+P is the covariance of x0 - L(x_t): large along what A destroyed, next to nothing along what
+x_t still tells. S has (H W C)^2 entries, so it is taken as a Kronecker product, and A is one:
 
     S = S_rows (x) S_cols (x) S_colors,   A = alpha rows (x) cols (x) colors
 
-Along each axis write S = B B' and decompose A B = U diag(s) V'; then, over all modes,
+Along each axis write S = B B', B = Q diag(sqrt(l)) with the eigenvectors Q of S, and decompose
+A B = U diag(s) V'; then, over all modes,
 
-    L(x_t) = mu + B V [alpha s / (alpha^2 s^2 + sigma^2)] U' (x_t - A mu)
-    e^2    = sum |B V|^2 [sigma^2 / (alpha^2 s^2 + sigma^2)] / (H W C)
+    L(x_t)  = mu + B V [alpha s / (alpha^2 s^2 + sigma^2)] U' (x_t - A mu)
+    e^2     = sum |B V|^2 [sigma^2 / (alpha^2 s^2 + sigma^2)] / (H W C)
+    P^(1/2) = B V [sigma / sqrt(alpha^2 s^2 + sigma^2)] (Q V)'
 
 with s the product of the three axes' values: small matrix products around one
 division. Singular values, not eigenvalues of A S A', and a sum of what is lost, not a
 difference, keep what a strong blur leaves of an image (s of 1e-4 and less) in float32.
 
-What is optimal: L and e, if S is such a product and sigma is right. The covariance of
+What is optimal: L, P and e, if S is such a product and sigma is right. The covariance of
 real images is one only roughly; L then is a good linear restorer rather than the best,
-and e, true of the model, is a scale for the data and no measurement. To say how well L
+and P and e, true of the model, are a scale for the data and no measurement. To say how well L
 does on images, restore them and compare.
 
 Depends on: jax, numpy, chex.
@@ -55,6 +58,7 @@ class Factor(NamedTuple):
     analysis: Array  # U', [n, n]
     synthesis: Array  # B V, [n, n]
     singular: Array  # s, [n]
+    rotation: Array  # (Q V)', [n, n], orthogonal
 
 
 class Factors(NamedTuple):
@@ -145,7 +149,12 @@ def factor(covariance: np.ndarray, matrix: np.ndarray | None = None) -> Factor:
     variances, basis = np.linalg.eigh(covariance)
     root = basis * np.sqrt(np.maximum(variances, 0))  # rounding makes a variance of 0 negative
     left, singular, right = np.linalg.svd(matrix @ root)
-    return Factor(np.swapaxes(left, -1, -2), root @ np.swapaxes(right, -1, -2), singular)
+    return Factor(
+        analysis=np.swapaxes(left, -1, -2),
+        synthesis=root @ np.swapaxes(right, -1, -2),
+        singular=singular,
+        rotation=right @ basis.T,
+    )
 
 
 def multiply(
@@ -202,6 +211,28 @@ def error(factors: Factors, alpha: Array, sigma: Array) -> Array:
     power = _outer(*(jnp.sum(jnp.square(axis.synthesis), axis=0) for axis in factors))
     lost = jnp.square(sigma) / (jnp.square(s) + jnp.square(sigma))
     return jnp.sqrt(jnp.mean(power * lost))
+
+
+def posterior_root(factors: Factors, alpha: Array, sigma: Array, z: Array) -> Array:
+    """P^(1/2) z = B V [sigma / sqrt(alpha^2 s^2 + sigma^2)] (Q V)' z, P the posterior covariance.
+
+    White noise z of variance 1 becomes noise of covariance P, and of root mean square e: what
+    a guess may add to L(x_t) without contradicting x_t.
+
+    Args:
+      factors, alpha, sigma: as in `restore_linear`.
+      z: [H, W, C].
+    Returns:
+      [H, W, C].
+    Note:
+      Of the roots of P it is the one that is S^(1/2), symmetric, where x_t tells nothing, and
+      sigma std / sqrt(alpha^2 std^2 + sigma^2) I where A = alpha I and S = std^2 I.
+    """
+    chex.assert_rank([z, alpha, sigma], [3, 0, 0])
+    s = alpha * _outer(*(axis.singular for axis in factors))
+    modes = multiply(z, *(axis.rotation for axis in factors))
+    modes = modes * (sigma / jnp.sqrt(jnp.square(s) + jnp.square(sigma)))
+    return multiply(modes, *(axis.synthesis for axis in factors))
 
 
 def degraded_std(factors: Factors, alpha: Array, sigma: Array) -> Array:

@@ -1,14 +1,19 @@
 """Any network, preconditioned by the best linear restorer: it learns what is left.
 
-    R(x_t, t) = L_t(x_t) + e_t F([(x_t - A_t mu) / std(x_t), (L_t(x_t) - mu) / std(x0)], t)
+    R(x_t, t) = L_t(x_t) + P_t^(1/2) F([(x_t - A_t mu) / std(x_t), (L_t(x_t) - mu) / std(x0)], t)
 
-L_t and its error e_t are those of `linear`, fitted to the mean and covariance of the
-data: the network F sees inputs and answers a target of unit variance at every severity,
-starts at L_t where its last layer starts at zero, and need not learn to amplify what a
-degradation made small. With Gaussian noise and white data of mean 0, this is c_skip,
-c_out and c_in of EDM: section 5 of "Elucidating the Design Space of Diffusion-Based
-Generative Models" by Karras et al. (https://arxiv.org/abs/2206.00364). F sees twice the
-image's channels.
+L_t and P_t, the covariance of x0 - L_t(x_t), are those of `linear`, fitted to the mean and
+covariance of the data: the network F sees inputs of unit variance and answers a target that
+is white at every severity, starts at L_t where its last layer starts at zero, and need not
+learn to amplify what a degradation made small. Nor can it contradict what x_t still tells:
+along those directions P_t is next to nothing. That is what a walk back needs. Algorithm 2
+degrades each estimate again, and whatever an estimate gets wrong of what was known stays in
+x_s for good; with e_t F in the place of P_t^(1/2) F, as large in the mean and the same in all
+directions, the errors of a deblurring grow from step to step.
+
+With Gaussian noise and white data of mean 0, this is c_skip, c_out and c_in of EDM: section 5
+of "Elucidating the Design Space of Diffusion-Based Generative Models" by Karras et al.
+(https://arxiv.org/abs/2206.00364). F sees twice the image's channels.
 """
 
 from collections.abc import Callable
@@ -55,7 +60,7 @@ def fit(
         quadrature. Rounding to float32 asks for 1e-5, files of 8 bits for 3e-3: L_t turns
         their rounding into noise otherwise.
     Returns:
-      Float32 tables, for a blur of 2 (H^2 + W^2) floats a level.
+      Float32 tables, for a blur of 3 (H^2 + W^2) floats a level.
     Raises:
       ValueError: naming the argument that cannot be.
     """
@@ -84,29 +89,35 @@ def fit(
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), restorer)
 
 
-def _estimate(
-    restorer: LinearRestorer, degradation: Degradation, xt: Array, t: Array
-) -> tuple[Array, Array, Array]:
-    """L_t(x_t), e_t and what F sees, [H, W, 2 C]."""
+class _AtSeverity(NamedTuple):
+    """A_t and L_t at one t."""
+
+    factors: linear.Factors
+    alpha: Array
+    sigma: Array  # floor included
+    mean: Array  # A_t mu, [H, W, C]
+
+
+def _at_severity(restorer: LinearRestorer, degradation: Degradation, t: Array) -> _AtSeverity:
     chex.assert_rank(t, 0)
     at_t = degradation.linear_fn(degradation.params, t)
     alpha = jnp.asarray(at_t.alpha, jnp.float32)
-    sigma = jnp.hypot(at_t.sigma, restorer.floor)
-    mean_t = alpha * linear.multiply(restorer.mean, at_t.rows, at_t.cols, at_t.colors)
 
     def nearest(table):
         k = jnp.clip(jnp.round(t * (len(table) - 1)), 0, len(table) - 1).astype(jnp.int32)
         return table[k]
 
-    factors = jax.tree.map(nearest, restorer.factors)
-    x0_hat = linear.restore_linear(factors, restorer.mean, mean_t, xt, alpha, sigma)
-    x0_hat = jnp.where(t == 0, xt, x0_hat)
-    error = jnp.where(t == 0, 0, linear.error(factors, alpha, sigma))
-    inputs = (
-        (xt - mean_t) / linear.degraded_std(factors, alpha, sigma),
-        (x0_hat - restorer.mean) / restorer.std,
+    return _AtSeverity(
+        factors=jax.tree.map(nearest, restorer.factors),
+        alpha=alpha,
+        sigma=jnp.hypot(at_t.sigma, restorer.floor),
+        mean=alpha * linear.multiply(restorer.mean, at_t.rows, at_t.cols, at_t.colors),
     )
-    return x0_hat, error, jnp.concatenate(inputs, axis=-1)
+
+
+def _estimate(restorer: LinearRestorer, at: _AtSeverity, xt: Array, t: Array) -> Array:
+    x0_hat = linear.restore_linear(at.factors, restorer.mean, at.mean, xt, at.alpha, at.sigma)
+    return jnp.where(t == 0, xt, x0_hat)
 
 
 def restore_linear(
@@ -125,8 +136,9 @@ def restore_linear(
     Raises:
       AssertionError: at trace time, if xt has not the size of the data fitted.
     """
-    x0_hat, error, _ = _estimate(restorer, degradation, xt, t)
-    return x0_hat, error
+    at = _at_severity(restorer, degradation, t)
+    error = linear.error(at.factors, at.alpha, at.sigma)
+    return _estimate(restorer, at, xt, t), jnp.where(t == 0, 0, error)
 
 
 def restore(
@@ -137,7 +149,7 @@ def restore(
     xt: Array,
     t: Array,
 ) -> Array:
-    """R(x_t, t) = L_t(x_t) + e_t F([(x_t - A_t mu) / std(x_t), (L_t(x_t) - mu) / std(x0)], t).
+    """R = L_t(x_t) + P_t^(1/2) F([(x_t - A_t mu) / std(x_t), (L_t(x_t) - mu) / std(x0)], t).
 
     Args:
       network_fn: F, (params, [H, W, 2 C], t) -> [H, W, C].
@@ -151,7 +163,13 @@ def restore(
       x_t is centred before it is scaled, which EDM, of data with mean 0, does not do: a
       strong blur leaves the mean and little else, and 1 / std(x_t) would enlarge it too.
     """
-    x0_hat, error, inputs = _estimate(restorer, degradation, xt, t)
-    output = network_fn(params, inputs, t)
+    at = _at_severity(restorer, degradation, t)
+    x0_hat = _estimate(restorer, at, xt, t)
+    inputs = (
+        (xt - at.mean) / linear.degraded_std(at.factors, at.alpha, at.sigma),
+        (x0_hat - restorer.mean) / restorer.std,
+    )
+    output = network_fn(params, jnp.concatenate(inputs, axis=-1), t)
     chex.assert_equal_shape([output, xt])
-    return x0_hat + error * output
+    left = linear.posterior_root(at.factors, at.alpha, at.sigma, output)
+    return x0_hat + jnp.where(t == 0, 0, left)

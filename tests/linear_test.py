@@ -135,6 +135,29 @@ def test_closed_form_with_the_whole_covariance(family, rank):
     np.testing.assert_allclose(error**2, variance, rtol=1e-6, atol=1e-13)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("family", MATRICES)
+def test_posterior_root_squares_to_the_posterior_covariance(family, rank):
+    rng = np.random.default_rng(11)
+    covariances = [random_covariance(rng, n, rank) for n in SHAPE]
+    alpha, sigma = 0.9, 0.03
+    whole, matrix = dense(covariances), alpha * dense(MATRICES[family])
+    seen = matrix @ whole @ matrix.T + sigma**2 * np.eye(SIZE)
+    posterior = whole - whole @ matrix.T @ linalg.solve(seen, matrix @ whole, assume_a="pos")
+    factors = factorise(covariances, MATRICES[family])
+
+    def columns(sigma):
+        sigma = jnp.asarray(sigma)
+        root = jax.vmap(lambda z: linear.posterior_root(factors, jnp.asarray(alpha), sigma, z))
+        return np.asarray(root(np.eye(SIZE).reshape(SIZE, *SHAPE))).reshape(SIZE, SIZE).T
+
+    with jax.enable_x64(True):
+        root, prior_root = columns(sigma), columns(1e9)
+    np.testing.assert_allclose(root @ root.T, posterior, atol=1e-9)
+    # Where nothing is known, scipy's symmetric root of S; its accuracy is that of a root of 0.
+    np.testing.assert_allclose(prior_root, np.real(linalg.sqrtm(whole)), atol=1e-6)
+
+
 def test_error_is_the_mean_squared_error_by_monte_carlo():
     rng = np.random.default_rng(2)
     covariances = [random_covariance(rng, n) for n in SHAPE]
@@ -240,12 +263,13 @@ def test_a_table_of_matrices_gives_a_table():
     table = np.stack([circular_blur(5, std) for std in (0.5, 1, 2)])
     stacked = linear.factor(covariance, table)
     for k, matrix in enumerate(table):
-        analysis, synthesis, singular = (leaf[k] for leaf in stacked)
+        analysis, synthesis, singular, rotation = (leaf[k] for leaf in stacked)
         # A S A' = U diag(s^2) U' and S A' = B V diag(s) U', from A B = U diag(s) V'.
         blurred = analysis.T @ np.diag(singular**2) @ analysis
         np.testing.assert_allclose(blurred, matrix @ covariance @ matrix.T, atol=1e-12)
         crossed = synthesis @ np.diag(singular) @ analysis
         np.testing.assert_allclose(crossed, covariance @ matrix.T, atol=1e-12)
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(5), atol=1e-12)
 
 
 def test_wrong_arguments_raise():

@@ -66,8 +66,29 @@ def second_half(params, inputs, t):
     return params * inputs[..., 3:]
 
 
-def see_first(params, inputs, t):
-    return inputs[..., :3]
+def answer(params, inputs, t):
+    return params
+
+
+@jax.jit
+def seen_by_network(restorer, degradation, xt, t):
+    """What F is given."""
+    given = []
+
+    def network_fn(params, inputs, t):
+        given.append(inputs)
+        return inputs[..., :3]
+
+    preconditioning.restore(network_fn, None, restorer, degradation, xt, t)
+    return given[0]
+
+
+@jax.jit
+def root_of(restorer, degradation, t):
+    """The matrix that R multiplies F's answer with."""
+    zeros = jnp.zeros(SHAPE)
+    jacobian = jax.jacobian(preconditioning.restore, argnums=1)
+    return jacobian(answer, zeros, restorer, degradation, zeros, t).reshape(SIZE, SIZE)
 
 
 def zero(params, inputs, t):
@@ -114,7 +135,7 @@ def jacobians_of(degradation, t):
 
 
 def optimal(degradation, moments, xt, t):
-    """(L_t(xt), e_t, std(x_t), A_t mu) in float64, from the whole covariance."""
+    """(L_t(xt), P_t, std(x_t), A_t mu) in float64, from the whole covariance."""
     jacobians = jacobians_of(degradation, t)
     matrix, noise = (np.asarray(leaf, np.float64).reshape(SIZE, SIZE) for leaf in jacobians)
     rows, cols, colors = linear.covariances(moments)
@@ -123,8 +144,8 @@ def optimal(degradation, moments, xt, t):
     gain = linalg.solve(seen, matrix @ whole, assume_a="pos").T
     mean = moments.mean.reshape(-1)
     x0_hat = mean + gain @ (np.asarray(xt, np.float64).reshape(-1) - matrix @ mean)
-    error = np.sqrt(np.trace(whole - gain @ matrix @ whole) / SIZE)
-    return x0_hat.reshape(SHAPE), error, np.sqrt(np.trace(seen) / SIZE), matrix @ mean
+    posterior = whole - gain @ matrix @ whole
+    return x0_hat.reshape(SHAPE), posterior, np.sqrt(np.trace(seen) / SIZE), matrix @ mean
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,13 +156,17 @@ def test_restorer_is_optimal_at_every_level(family):
     xt = jnp.asarray(np.random.default_rng(3).uniform(-1, 1, SHAPE), jnp.float32)
     ts = np.arange(1, levels + 1) / levels if levels else [0.013, 0.5, 0.97, 1.0]
     for t in map(jnp.float32, ts):
-        expected, expected_error, std_t, mean_t = optimal(degradation, moments, xt, t)
+        expected, posterior, std_t, mean_t = optimal(degradation, moments, xt, t)
         x0_hat, error = restore_linear(restorer, degradation, xt, t)
         np.testing.assert_allclose(x0_hat, expected, atol=2e-3)
-        np.testing.assert_allclose(error, expected_error, rtol=1e-3)
-        inputs = (restore(see_first, None, restorer, degradation, xt, t) - x0_hat) / error
+        np.testing.assert_allclose(error, np.sqrt(np.trace(posterior) / SIZE), rtol=1e-3)
+        root = np.asarray(root_of(restorer, degradation, t), np.float64)
+        np.testing.assert_allclose(root @ root.T, posterior, atol=1e-3 * posterior.max())
+        inputs = seen_by_network(restorer, degradation, xt, t)
         centred = np.asarray(xt, np.float64) - mean_t.reshape(SHAPE)
-        np.testing.assert_allclose(inputs, centred / std_t, rtol=1e-2, atol=1e-2)
+        np.testing.assert_allclose(inputs[..., :3], centred / std_t, rtol=1e-2, atol=1e-2)
+        standardised = (expected - moments.mean) / restorer.std
+        np.testing.assert_allclose(inputs[..., 3:], standardised, atol=2e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
