@@ -17,6 +17,7 @@ A B = U diag(s) V'; then, over all modes,
     L(x_t)  = mu + B V [alpha s / (alpha^2 s^2 + sigma^2)] U' (x_t - A mu)
     e^2     = sum |B V|^2 [sigma^2 / (alpha^2 s^2 + sigma^2)] / (H W C)
     P^(1/2) = B V [sigma / sqrt(alpha^2 s^2 + sigma^2)] (Q V)'
+    (A S A' + sigma^2 I)^(-1/2) = (Q V) [1 / sqrt(alpha^2 s^2 + sigma^2)] U'
 
 with s the product of the three axes' values: small matrix products around one
 division. Singular values, not eigenvalues of A S A', and a sum of what is lost, not a
@@ -235,8 +236,21 @@ def posterior_root(factors: Factors, alpha: Array, sigma: Array, z: Array) -> Ar
     return multiply(modes, *(axis.synthesis for axis in factors))
 
 
-def degraded_std(factors: Factors, alpha: Array, sigma: Array) -> Array:
-    """The root mean square of x_t - A mu: sqrt(alpha^2 mean(s^2) + sigma^2)."""
-    chex.assert_rank([alpha, sigma], 0)
-    rows, cols, colors = (jnp.mean(jnp.square(axis.singular)) for axis in factors)
-    return jnp.sqrt(jnp.square(alpha) * rows * cols * colors + jnp.square(sigma))
+def whiten(factors: Factors, alpha: Array, sigma: Array, x: Array) -> Array:
+    """(Q V) [1 / sqrt(alpha^2 s^2 + sigma^2)] U' x: x_t - A mu as white noise of variance 1.
+
+    Args:
+      factors, alpha, sigma: as in `restore_linear`.
+      x: [H, W, C].
+    Returns:
+      [H, W, C].
+    Note:
+      x / sqrt(alpha^2 std^2 + sigma^2) where A = alpha I and S = std^2 I. Turned as
+      `posterior_root` wants it: P^(1/2) times what this makes of x_t - A mu is L(x_t) - mu,
+      but for a factor alpha s / sigma in each mode.
+    """
+    chex.assert_rank([x, alpha, sigma], [3, 0, 0])
+    s = alpha * _outer(*(axis.singular for axis in factors))
+    modes = multiply(x, *(axis.analysis for axis in factors))
+    modes = modes / jnp.sqrt(jnp.square(s) + jnp.square(sigma))
+    return multiply(modes, *(axis.rotation.T for axis in factors))

@@ -1,15 +1,15 @@
 """Any network, preconditioned by the best linear restorer: it learns what is left.
 
-    R(x_t, t) = L_t(x_t) + P_t^(1/2) F([(x_t - A_t mu) / std(x_t), (L_t(x_t) - mu) / std(x0)], t)
+    R(x_t, t) = L_t(x_t) + P_t^(1/2) F([C_t^(-1/2) (x_t - A_t mu), (L_t(x_t) - mu) / std(x0)], t)
 
-L_t and P_t, the covariance of x0 - L_t(x_t), are those of `linear`, fitted to the mean and
-covariance of the data: the network F sees inputs of unit variance and answers a target that
-is white at every severity, starts at L_t where its last layer starts at zero, and need not
-learn to amplify what a degradation made small. Nor can it contradict what x_t still tells:
-along those directions P_t is next to nothing. That is what a walk back needs. Algorithm 2
-degrades each estimate again, and whatever an estimate gets wrong of what was known stays in
-x_s for good; with e_t F in the place of P_t^(1/2) F, as large in the mean and the same in all
-directions, the errors of a deblurring grow from step to step.
+C_t is the covariance of x_t, L_t the best linear restorer and P_t the covariance of
+x0 - L_t(x_t), as `linear` has them, fitted to the mean and covariance of the data. The
+network F sees white inputs and answers a white target at every severity, starts at L_t where
+its last layer starts at zero, and need not learn to amplify what a degradation made small.
+Nor can it contradict what x_t still tells: along those directions P_t is next to nothing. A
+walk back needs that. Algorithm 2 degrades each estimate again, so whatever an estimate gets
+wrong of what was known stays in x_s; with one scale for all directions in the place of
+P_t^(1/2), the errors of a deblurring grow from step to step.
 
 With Gaussian noise and white data of mean 0, this is c_skip, c_out and c_in of EDM: section 5
 of "Elucidating the Design Space of Diffusion-Based Generative Models" by Karras et al.
@@ -149,7 +149,7 @@ def restore(
     xt: Array,
     t: Array,
 ) -> Array:
-    """R = L_t(x_t) + P_t^(1/2) F([(x_t - A_t mu) / std(x_t), (L_t(x_t) - mu) / std(x0)], t).
+    """R = L_t(x_t) + P_t^(1/2) F([C_t^(-1/2) (x_t - A_t mu), (L_t(x_t) - mu) / std(x0)], t).
 
     Args:
       network_fn: F, (params, [H, W, 2 C], t) -> [H, W, C].
@@ -160,13 +160,13 @@ def restore(
     Raises:
       AssertionError: at trace time, if xt or the network's answer has another shape.
     Note:
-      x_t is centred before it is scaled, which EDM, of data with mean 0, does not do: a
-      strong blur leaves the mean and little else, and 1 / std(x_t) would enlarge it too.
+      x_t is centred, which EDM, of data with mean 0, does not do: a strong blur leaves the
+      mean and little else, and C_t^(-1/2) would enlarge it too.
     """
     at = _at_severity(restorer, degradation, t)
     x0_hat = _estimate(restorer, at, xt, t)
     inputs = (
-        (xt - at.mean) / linear.degraded_std(at.factors, at.alpha, at.sigma),
+        linear.whiten(at.factors, at.alpha, at.sigma, xt - at.mean),
         (x0_hat - restorer.mean) / restorer.std,
     )
     output = network_fn(params, jnp.concatenate(inputs, axis=-1), t)

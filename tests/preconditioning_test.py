@@ -135,7 +135,7 @@ def jacobians_of(degradation, t):
 
 
 def optimal(degradation, moments, xt, t):
-    """(L_t(xt), P_t, std(x_t), A_t mu) in float64, from the whole covariance."""
+    """(L_t(xt), P_t, C_t, A_t mu) in float64, from the whole covariance."""
     jacobians = jacobians_of(degradation, t)
     matrix, noise = (np.asarray(leaf, np.float64).reshape(SIZE, SIZE) for leaf in jacobians)
     rows, cols, colors = linear.covariances(moments)
@@ -145,7 +145,7 @@ def optimal(degradation, moments, xt, t):
     mean = moments.mean.reshape(-1)
     x0_hat = mean + gain @ (np.asarray(xt, np.float64).reshape(-1) - matrix @ mean)
     posterior = whole - gain @ matrix @ whole
-    return x0_hat.reshape(SHAPE), posterior, np.sqrt(np.trace(seen) / SIZE), matrix @ mean
+    return x0_hat.reshape(SHAPE), posterior, seen, matrix @ mean
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,15 +156,17 @@ def test_restorer_is_optimal_at_every_level(family):
     xt = jnp.asarray(np.random.default_rng(3).uniform(-1, 1, SHAPE), jnp.float32)
     ts = np.arange(1, levels + 1) / levels if levels else [0.013, 0.5, 0.97, 1.0]
     for t in map(jnp.float32, ts):
-        expected, posterior, std_t, mean_t = optimal(degradation, moments, xt, t)
+        expected, posterior, covariance, mean_t = optimal(degradation, moments, xt, t)
         x0_hat, error = restore_linear(restorer, degradation, xt, t)
         np.testing.assert_allclose(x0_hat, expected, atol=2e-3)
         np.testing.assert_allclose(error, np.sqrt(np.trace(posterior) / SIZE), rtol=1e-3)
         root = np.asarray(root_of(restorer, degradation, t), np.float64)
         np.testing.assert_allclose(root @ root.T, posterior, atol=1e-3 * posterior.max())
         inputs = seen_by_network(restorer, degradation, xt, t)
-        centred = np.asarray(xt, np.float64) - mean_t.reshape(SHAPE)
-        np.testing.assert_allclose(inputs[..., :3], centred / std_t, rtol=1e-2, atol=1e-2)
+        # |C^(-1/2) x|^2 = x' C^-1 x, whichever root it is.
+        centred = np.asarray(xt, np.float64).reshape(-1) - mean_t
+        square = centred @ linalg.solve(covariance, centred, assume_a="pos")
+        np.testing.assert_allclose(np.sum(np.square(inputs[..., :3])), square, rtol=1e-3)
         standardised = (expected - moments.mean) / restorer.std
         np.testing.assert_allclose(inputs[..., 3:], standardised, atol=2e-2)
 
