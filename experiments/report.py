@@ -7,7 +7,7 @@ python -m experiments.report --study=generation --output=docs/results/generation
 
 It calls train, sample and evaluate as a user would, a workdir a config, and gathers what they
 leave into a .json and a .png. It can be interrupted, and goes on as they do. In the study of
-generation, every way is judged by 1,000 images against the held-out ones; the pictures of one
+generation, every way is judged by 1,000 images against the training images; the pictures of one
 row differ from those below only in what the rows' names say.
 """
 
@@ -108,7 +108,7 @@ def generation() -> tuple[dict, str]:
     )
     rows = ["| | Frechet | kernel |", "|---|---|---|"]
     lines = {way: one["generated"] for way, one in found.items()}
-    lines["training images"] = found["noise, DDPM"]["training images"]
+    lines["held-out images"] = found["noise, DDPM"]["held-out"]
     rows += [f"| {way} | {m['frechet']:.3f} | {m['kernel']:.4f} |" for way, m in lines.items()]
     return found, "\n".join(rows)
 

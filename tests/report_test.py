@@ -41,7 +41,7 @@ def called(tmp_path, monkeypatch):
             (folder / "settings.json").write_text('{"step": 5}')
         elif script == "evaluate" and "generated" in arguments:
             distance = {"frechet": len(calls) / 8, "kernel": 0.25}
-            found = {"generated": distance, "training images": {"frechet": 0.125, "kernel": 0.5}}
+            found = {"generated": distance, "held-out": {"frechet": 0.125, "kernel": 0.5}}
             (arguments["generated"] / "distances.json").write_text(json.dumps(found))
         elif script == "evaluate":
             scores = [{"rmse": k / 8, "psnr": 9.0, "ssim": 1 - k / 8} for k in range(4)]
@@ -85,7 +85,7 @@ def test_generation_tabulates_every_way(called, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     # Three scripts a way; the first way's distance is written by the third of them.
     assert f"| {next(iter(report.WAYS))} | 0.375 | 0.2500 |" in lines
-    assert lines[-1] == "| training images | 0.125 | 0.5000 |"
+    assert lines[-1] == "| held-out images | 0.125 | 0.5000 |"
     for picture in ("it.png", "it_blur.png"):
         assert width(tmp_path / "out" / picture) > 100
 
