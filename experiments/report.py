@@ -7,8 +7,8 @@ python -m experiments.report --study=generation --output=docs/results/generation
 
 It calls train, sample and evaluate as a user would, a workdir a config, and gathers what they
 leave into a .json and a .png. It can be interrupted, and goes on as they do. In the study of
-generation, every way is judged by 1,000 images against the training images; the pictures of one
-row differ from those below only in what the rows' names say.
+generation, every way is judged by 1,000 images against the training images; a second picture has
+the blur's ways one below the other, from the same x_T but for its perturbation.
 """
 
 import json
@@ -34,18 +34,19 @@ _NUM = flags.DEFINE_integer("num", 1000, "Images generated in each way.", lower_
 _WORKDIRS = flags.DEFINE_string("workdirs", "runs/report", "Folder of the workdirs.")
 _OUTPUT = flags.DEFINE_string("output", None, "Path of the .json and .png to write.")
 
-# What is generated: config, and flags of experiments.sample. The first three fill the grids.
+# What is generated: config, and flags of experiments.sample; of blur, the perturbation of x_T.
+# Heat is a blur as well, of a network that was trained with noise on x_t.
 BLUR = "digits_blur_generation"
 WAYS = {
     "noise, DDPM": ("digits_noise", {}),
     "heat, IHDM": ("digits_heat", {}),
-    "blur, Algorithm 2": (BLUR, {}),
-    "blur, Algorithm 2, perturbation 0": (BLUR, {"perturbation": 0.0}),
-    "blur, Algorithm 2, perturbation 0.002": (BLUR, {"perturbation": 0.002}),
-    "blur, Algorithm 2, perturbation 0.01": (BLUR, {"perturbation": 0.01}),
-    "blur, Algorithm 1": (BLUR, {"sampler": "naive"}),
+    "heat, Algorithm 2": ("digits_heat", {"sampler": "cold", "perturbation": 0.0}),
+    "blur, Algorithm 2, 0.002": (BLUR, {"perturbation": 0.002}),
+    "blur, Algorithm 2, 0.01": (BLUR, {"perturbation": 0.01}),
+    "blur, Algorithm 2, 0": (BLUR, {"perturbation": 0.0}),
+    "blur, Algorithm 1, 0.002": (BLUR, {"perturbation": 0.002, "sampler": "naive"}),
 }
-GRIDS, ROW = 3, 16
+GRIDS, ROW = 4, 16  # ways drawn as a grid; images of a row
 
 
 def run(script: str, **arguments) -> None:
@@ -94,17 +95,16 @@ def generation() -> tuple[dict, str]:
         run("evaluate", workdir=workdir, generated=folders[way])
         found[way] = json.loads((folders[way] / "distances.json").read_text())
         found[way]["settings"] = json.loads((folders[way] / "settings.json").read_text())
-    figure, axes = plt.subplots(1, GRIDS, figsize=(3.4 * GRIDS, 3.6))
+    figure, axes = plt.subplots(1, GRIDS, figsize=(3 * GRIDS, 3.3))
     for axis, way in zip(axes, found, strict=False):
         title = f"{way}\nFrechet {found[way]['generated']['frechet']:.3f}"
         _show(axis, folders[way] / "grid.png", title)
     _save(figure)
-    below = list(WAYS)[GRIDS:]
-    path = pathlib.Path(_OUTPUT.value)
+    path, blurs = pathlib.Path(_OUTPUT.value), [way for way in WAYS if way.startswith("blur")]
     pictures.draw_grid(
         path.with_name(f"{path.name}_blur.png"),
-        [pictures.read_images(folders[way], ROW) for way in below],
-        names=[way.removeprefix("blur, ") for way in below],
+        [pictures.read_images(folders[way], ROW) for way in blurs],
+        names=[way.removeprefix("blur, ") for way in blurs],
     )
     rows = ["| | Frechet | kernel |", "|---|---|---|"]
     lines = {way: one["generated"] for way, one in found.items()}

@@ -80,7 +80,7 @@ def test_generation_tabulates_every_way(called, tmp_path, capsys):
     sampled = [arguments for script, arguments in called if script == "sample"]
     assert len({arguments["output"] for arguments in sampled}) == len(report.WAYS)
     assert {arguments["num"] for arguments in sampled} == {20}
-    assert [arguments.get("perturbation") for arguments in sampled].count(0) == 1
+    assert [arguments.get("perturbation") for arguments in sampled].count(0) == 2
     assert [arguments.get("sampler") for arguments in sampled].count("naive") == 1
     lines = capsys.readouterr().out.splitlines()
     # Three scripts a way; the first way's distance is written by the third of them.
