@@ -21,7 +21,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "not soak"
 
 soak: .venv/installed
-	$(BIN)/python -m pytest -m soak
+	timeout 15m $(BIN)/python -m pytest -n 2 -m soak
 
 # TFDS builds a data set with TensorFlow, once, in an environment of its own; diffjax
 # reads the result without it.

@@ -171,10 +171,12 @@ def _folder(split: str, directory: str | None, image_size: int | None) -> Source
 def _tfds(name: str, split: str, directory: str | None, image_size: int | None) -> Source:
     import tensorflow_datasets as tfds
 
-    where = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    where = os.path.expanduser(
+        directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
     fix = f"prepare it with `make prepare DATASET={name}`, or set data.directory to where it is"
     try:
-        records = tfds.data_source(name, split=split, data_dir=directory, download=False)
+        records = tfds.data_source(name, split=split, data_dir=where, download=False)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(f"data.name {name!r} is neither digits, folder nor a TFDS name") from None
     except (AssertionError, FileNotFoundError, NotImplementedError):

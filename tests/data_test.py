@@ -341,6 +341,14 @@ def test_tfds_that_is_not_prepared_says_how(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("variable", ["HOME", "TFDS_DATA_DIR"])
+def test_tfds_that_is_not_where_it_is_by_default_says_where(tmp_path, monkeypatch, variable):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match=f"'mnist' is not prepared in {tmp_path}.*: prepare it"):
+        data.load("mnist", "train")
+
+
 def test_unknown_name_raises(tmp_path):
     with pytest.raises(ValueError, match="'nosuchset' is neither digits, folder nor a TFDS name"):
         data.load("nosuchset", "train", directory=str(tmp_path))

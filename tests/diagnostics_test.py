@@ -278,6 +278,9 @@ def test_a_healthy_run_fails_nothing(name, seed):
     found = RUNS[name](seed)
     assert tuple(statuses(found)) == ALL
     assert not found.failed, found.checks
+    # A bare network of seconds may be told to train on; the preconditioned one is at its goal.
+    if name == "blur, preconditioned":
+        assert set(statuses(found).values()) == {"pass"}, found.checks
     names = ["t", "network", "zero", "identity", "linear", "gradient share"]
     assert sorted(found.curves) == sorted(names)
     assert {len(values) for values in found.curves.values()} == {len(found.curves["t"])}
