@@ -7,7 +7,7 @@ Setting: std_i = 0.1 (i + 11) ("Random_Incremental"), from the README of the aut
 initial mask of 11 is its script's default. The code as published stops at one channel.
 Published: FID 1.61 by Algorithm 2 and 2.24 direct, between test images and their own
 restorations; read in a secondary source that was checked against the paper, not in the paper.
-Deviations: as in mnist_deblur, a U-Net of 0.7 M parameters for 3,000 steps, which a CPU can
+Deviations: as in mnist_deblur, a U-Net of 0.7 M parameters for 2,000 steps, which a CPU can
 train, theirs of 56.6 M for 700,000; nor are training inputs truncated to 8 bits ("discrete").
 """
 

@@ -5,7 +5,7 @@ python -m experiments.train --workdir=runs/mnist_superres \
 
 Setting: "Incremental_factor_2", as the README of the authors' code has it.
 Published: the paper has numbers for it, of which none could be verified, so none is given here.
-Deviations: as in mnist_deblur, a U-Net of 0.7 M parameters for 3,000 steps, which a CPU can
+Deviations: as in mnist_deblur, a U-Net of 0.7 M parameters for 2,000 steps, which a CPU can
 train, theirs of 56.6 M for 700,000.
 """
 
