@@ -222,7 +222,7 @@ def markdown(results: dict[str, dict]) -> str:
 
 
 def draw_curves(path: pathlib.Path, results: dict[str, dict]) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for axis, name in zip(axes, ("rmse", "rmse1", "ssim1"), strict=True):
         for variant, result in results.items():
             values = np.array(result[name])
@@ -233,7 +233,7 @@ def draw_curves(path: pathlib.Path, results: dict[str, dict]) -> None:
         axis.set(xlabel="step", ylabel=f"held-out {COLUMNS[name]}")
         axis.grid(alpha=0.3)
     axes[-1].legend(fontsize=6)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
