@@ -189,7 +189,7 @@ def _tfds(name: str, split: str, directory: str | None, image_size: int | None) 
     classes = features["label"].num_classes if "label" in features else None
 
     def examples(indices):
-        found = records.__getitems__(list(indices))  # one read of the file, not one each
+        found = (records[index] for index in indices)
         return [(_resize(one["image"], image_size), one.get("label")) for one in found]
 
     return _decoded(examples, len(records), classes, lambda index: f"{name}[{index}]")
