@@ -4,6 +4,9 @@ python -m experiments.train --config=experiments/configs/digits_heat.py --workdi
 python -m experiments.sample --workdir=runs/digits_heat --num=1000
 
 sigma_max is the image's width over 28 of IHDM's 20 for MNIST.
+
+1,500 steps and 1,000 images in 5 minutes on one CPU core: Frechet distance 0.202 to the training
+images, pixels in [0, 1] (docs/results/generation.json).
 """
 
 from experiments.configs import default

@@ -1,7 +1,9 @@
-r"""Inpainting scikit-learn's 8x8 digits: 10 growing holes at a random place. On a CPU in a minute.
+r"""Inpainting scikit-learn's 8x8 digits: 10 growing holes at a random place. On a CPU in minutes.
 
 python -m experiments.train --workdir=runs/digits_inpaint \
     --config=experiments/configs/digits_inpaint.py
+
+RMSE of Algorithm 2 on 360 held-out digits 0.102 (docs/results/restoration.json).
 """
 
 from diffjax import schedules

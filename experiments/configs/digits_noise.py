@@ -2,6 +2,9 @@
 
 python -m experiments.train --config=experiments/configs/digits_noise.py --workdir=runs/digits_noise
 python -m experiments.sample --workdir=runs/digits_noise --num=1000
+
+1,500 steps and 1,000 images in 5 minutes on one CPU core: Frechet distance 0.074 to the training
+images, pixels in [0, 1] (docs/results/generation.json).
 """
 
 from experiments.configs import default
