@@ -8,8 +8,8 @@ python -m experiments.compare --study=preconditioning --data=mnist --seeds=1 --s
 A study is a table of variants in this file, each a delta on default.py. Every variant is
 judged on held-out images: the RMSE of x0_hat, averaged over ten severities and at t = 1
 (where SSIM is taken too), and, for losses, by the Frechet distance between 1,024 generated
-images and the training images, in the space of their pixels. All numbers are of images in
-[0, 1]. It can be interrupted, and goes on with the next variant.
+images and the training images, in the space of their pixels; x_T is not perturbed. All
+numbers are of images in [0, 1]. It can be interrupted, and goes on with the next variant.
 """
 
 import functools
@@ -232,7 +232,7 @@ def draw_curves(path: pathlib.Path, results: dict[str, dict]) -> None:
             )
         axis.set(xlabel="step", ylabel=f"held-out {COLUMNS[name]}")
         axis.grid(alpha=0.3)
-    axes[-1].legend(fontsize=6)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
