@@ -1,35 +1,66 @@
 """Diffusion models of any degradation, hot and cold, as pure functions in JAX."""
 
-from diffjax import losses as losses
-from diffjax import predictions as predictions
-from diffjax import priors as priors
-from diffjax import samplers as samplers
-from diffjax import schedules as schedules
-from diffjax import solvers as solvers
-from diffjax import times as times
-from diffjax.cold import decolor as decolor
-from diffjax.cold import downsample as downsample
-from diffjax.cold import gaussian_blur as gaussian_blur
-from diffjax.cold import heat as heat
-from diffjax.degradations import Degradation as Degradation
-from diffjax.degradations import LinearMap as LinearMap
-from diffjax.degradations import coefficients as coefficients
-from diffjax.degradations import compose as compose
-from diffjax.degradations import degrade as degrade
-from diffjax.degradations import draw as draw
-from diffjax.degradations import infer as infer
-from diffjax.hot import animorph as animorph
-from diffjax.hot import blurring_noise as blurring_noise
-from diffjax.hot import gaussian_noise as gaussian_noise
-from diffjax.hot import interpolate as interpolate
-from diffjax.laws import check_degradation as check_degradation
-from diffjax.losses import l1_loss as l1_loss
-from diffjax.losses import l2_loss as l2_loss
-from diffjax.occlusions import fade as fade
-from diffjax.occlusions import mask as mask
-from diffjax.occlusions import snow as snow
-from diffjax.samplers import sample as sample
-from diffjax.training import Objective as Objective
-from diffjax.training import Problem as Problem
-from diffjax.training import TrainState as TrainState
-from diffjax.training import train_step as train_step
+from diffjax import losses, predictions, priors, samplers, schedules, time_sampling, wiener
+from diffjax.auditing.audit import audit
+from diffjax.degradations.base import (
+    Degradation,
+    LinearMap,
+    coefficients,
+    compose,
+    degrade,
+    draw,
+    infer,
+)
+from diffjax.degradations.blur import downsample, gaussian_blur
+from diffjax.degradations.color import decolor
+from diffjax.degradations.heat import blurring_noise, heat
+from diffjax.degradations.laws import check_degradation
+from diffjax.degradations.mask import fade, mask
+from diffjax.degradations.noise import animorph, bridge, gaussian_noise
+from diffjax.degradations.snow import snow
+from diffjax.losses import l1_loss, l2_loss
+from diffjax.restorers import Objective, Problem, process
+from diffjax.samplers import Process, sample
+from diffjax.training import TrainState, create_state, train_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Degradation",
+    "LinearMap",
+    "Objective",
+    "Problem",
+    "Process",
+    "TrainState",
+    "animorph",
+    "audit",
+    "blurring_noise",
+    "bridge",
+    "check_degradation",
+    "coefficients",
+    "compose",
+    "create_state",
+    "decolor",
+    "degrade",
+    "downsample",
+    "draw",
+    "fade",
+    "gaussian_blur",
+    "gaussian_noise",
+    "heat",
+    "infer",
+    "l1_loss",
+    "l2_loss",
+    "losses",
+    "mask",
+    "predictions",
+    "priors",
+    "process",
+    "sample",
+    "samplers",
+    "schedules",
+    "snow",
+    "time_sampling",
+    "train_step",
+    "wiener",
+]

@@ -25,7 +25,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
         manager.save(step, args=ocp.args.StandardSave(state))
 
 
-def restore(manager: ocp.CheckpointManager, template: Any = None, step: int | None = None) -> Any:
+def load(manager: ocp.CheckpointManager, template: Any = None, step: int | None = None) -> Any:
     """The state saved at `step` (None: the latest), with the template's structure.
 
     Args:

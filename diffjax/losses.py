@@ -5,8 +5,8 @@ lost. Predictions and targets must agree in shape and dtype: a mismatch raises,
 because a silent broadcast of [B] against [B, 1] is a loss that falls and means
 nothing.
 
-The undecorated bodies (`l1`, `l2`, `huber`, `pseudo_huber`) are for those who fork
-or compose; the jitted entry points (`l1_loss`, ...) stand at the bottom of the file.
+`l1`, `l2`, `huber` and `pseudo_huber` are for those who fork or compose; `l1_loss` and
+`l2_loss`, at the bottom of the file, are the first two jitted.
 
 A weighting (alpha, sigma) -> w multiplies the squared error of x0_hat, where
 x_t = alpha x0 + sigma omega. A network that predicts something else errs by
@@ -29,7 +29,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-Array = chex.Array
+Array = jax.Array
 
 FLOOR = 1e-9  # alpha and sigma below it count as this; its fourth power is still a float32
 
@@ -134,11 +134,6 @@ def pseudo_huber(predictions: Array, targets: Array, *, c: float) -> Array:
     return square / (jnp.sqrt(square + c * c) + c)  # no difference of near equals
 
 
-def per_example(losses_B: Array) -> Array:
-    """The mean over every axis but the first: [B, ...] -> [B]."""
-    return jnp.mean(losses_B, axis=tuple(range(1, losses_B.ndim)))
-
-
 def _snr(alpha: Array, sigma: Array) -> Array:
     chex.assert_rank([alpha, sigma], 0)
     return jnp.square(jnp.maximum(alpha, FLOOR) / jnp.maximum(sigma, FLOOR))
@@ -186,7 +181,7 @@ def soft_min_snr_weight(alpha: Array, sigma: Array, *, gamma: float = 5.0) -> Ar
     return gamma * (snr / (snr + gamma))
 
 
-def sigmoid_weight(alpha: Array, sigma: Array, *, bias: float) -> Array:
+def sigmoid_weight(alpha: Array, sigma: Array, *, bias: float = 2.0) -> Array:
     """w = e^bias sigmoid(ln SNR - bias), which is sigmoid(bias - ln SNR) on the noise.
 
     See "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation" by
@@ -235,7 +230,7 @@ WEIGHTINGS = {
     "edm": edm_weight,
 }
 
+LOSSES = {"l1": l1, "l2": l2, "huber": huber, "pseudo_huber": pseudo_huber}
+
 l1_loss = jax.jit(l1)
 l2_loss = jax.jit(l2)
-huber_loss = jax.jit(huber, static_argnames="delta")
-pseudo_huber_loss = jax.jit(pseudo_huber, static_argnames="c")

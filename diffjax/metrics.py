@@ -15,15 +15,21 @@ from typing import NamedTuple
 
 import chex
 import dm_pix
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = chex.Array
+Array = jax.Array
 
 
 def to_unit(x: Array) -> Array:
     """(x + 1) / 2, clipped to [0, 1]."""
     return jnp.clip((x + 1) / 2, 0, 1)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] to 0..255, rounded; what lies outside is clipped."""
+    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def mse(image: Array, reference: Array) -> Array:
@@ -68,7 +74,7 @@ def ssim(image: Array, reference: Array) -> Array:
 class FeatureMoments(NamedTuple):
     """Count, mean and scatter of features, in a form that batches and hosts can merge."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # never called as tuple.count
     mean: np.ndarray  # [F] float64
     scatter: np.ndarray  # [F, F] float64: sum of (f - mean) (f - mean)^T
 
@@ -95,8 +101,8 @@ def feature_moments(features_NF: np.ndarray) -> FeatureMoments:
     """
     features_NF = _features(features_NF, "features_NF", 1)
     mean = features_NF.mean(axis=0)
-    centred = features_NF - mean
-    return FeatureMoments(len(features_NF), mean, centred.T @ centred)
+    centered = features_NF - mean
+    return FeatureMoments(len(features_NF), mean, centered.T @ centered)
 
 
 def merge_moments(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
@@ -142,7 +148,7 @@ def frechet_distance(
     """|mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), of two Gaussians; >= 0.
 
     The trace of the last root is the sum of the singular values of cov1^(1/2) cov2^(1/2),
-    which is real and needs no regularisation where a covariance is singular.
+    which is real and needs no regularization where a covariance is singular.
 
     See "GANs Trained by a Two Time-Scale Update Rule" by Heusel et al.
     (https://arxiv.org/abs/1706.08500).

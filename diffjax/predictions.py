@@ -32,12 +32,13 @@ A degradation without such an (alpha, sigma), blur for instance, has x0 alone.
 Depends on: jax, chex.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
-Array = chex.Array
+Array = jax.Array
 
 FLOOR = 1e-9  # alpha and sigma below it count as this; its fourth power is still a float32
 
@@ -55,13 +56,13 @@ class Coefficients(NamedTuple):
     sigma_data: float = 0.5  # std of the data; edm only
 
 
-def x0_direction(c: Coefficients) -> tuple[Array, Array]:
+def x0_direction(c: Coefficients) -> tuple[Array | float, Array | float]:
     """The clean image itself: the one kind that every degradation has."""
     del c
     return 1.0, 0.0
 
 
-def noise_direction(c: Coefficients) -> tuple[Array, Array]:
+def noise_direction(c: Coefficients) -> tuple[Array | float, Array | float]:
     """omega: Equation 14 of "Denoising Diffusion Probabilistic Models" by Ho et al.
     (https://arxiv.org/abs/2006.11239).
     """
@@ -69,7 +70,7 @@ def noise_direction(c: Coefficients) -> tuple[Array, Array]:
     return 0.0, 1.0
 
 
-def v_direction(c: Coefficients) -> tuple[Array, Array]:
+def v_direction(c: Coefficients) -> tuple[Array | float, Array | float]:
     """alpha omega - sigma x0, from "Progressive Distillation for Fast Sampling of Diffusion
     Models" by Salimans and Ho (https://arxiv.org/abs/2202.00512); orthogonal to x_t where
     alpha^2 + sigma^2 = 1, which nothing here assumes.
@@ -77,14 +78,14 @@ def v_direction(c: Coefficients) -> tuple[Array, Array]:
     return -c.sigma, c.alpha
 
 
-def score_direction(c: Coefficients) -> tuple[Array, Array]:
+def score_direction(c: Coefficients) -> tuple[Array | float, Array | float]:
     """-omega / sigma, the gradient of ln p(x_t | x0) in x_t: "Score-Based Generative Modeling
     through Stochastic Differential Equations" by Song et al. (https://arxiv.org/abs/2011.13456).
     """
     return 0.0, -1 / c.sigma
 
 
-def flow_direction(c: Coefficients) -> tuple[Array, Array]:
+def flow_direction(c: Coefficients) -> tuple[Array | float, Array | float]:
     """omega - x0, which is dx_t/dt where alpha = 1 - t and sigma = t: "Flow Straight and Fast" by
     Liu et al. (https://arxiv.org/abs/2209.03003), with the opposite sign, for t runs from the data.
     """
@@ -92,7 +93,7 @@ def flow_direction(c: Coefficients) -> tuple[Array, Array]:
     return -1.0, 1.0
 
 
-def edm_direction(c: Coefficients) -> tuple[Array, Array]:
+def edm_direction(c: Coefficients) -> tuple[Array | float, Array | float]:
     """F of x0_hat = c_skip z + c_out F, with z = x_t / alpha and noise sigma / alpha:
 
         F = (sigma x0 - alpha sigma_data^2 omega) / (sigma_data n)
@@ -106,7 +107,7 @@ def edm_direction(c: Coefficients) -> tuple[Array, Array]:
     return c.sigma / (c.sigma_data * n), -c.alpha * c.sigma_data / n
 
 
-def previous_direction(c: Coefficients) -> tuple[Array, Array]:
+def previous_direction(c: Coefficients) -> tuple[Array | float, Array | float]:
     """x_s = alpha_s x0 + sigma_s omega with x_t's omega, s < t: one step of DDIM. IHDM's target
     is its counterpart for heat: "Generative Modelling With Inverse Heat Dissipation" by
     Rissanen et al. (https://arxiv.org/abs/2206.13397).
@@ -127,7 +128,7 @@ DIRECTIONS = {
 }
 
 
-def _resolve(kind: str, alpha: Array, sigma: Array, extras) -> tuple[Array, ...]:
+def _resolve(kind: str, alpha: Array, sigma: Array, extras) -> tuple[Any, ...]:
     """(alpha, sigma, b, e) of a kind, alpha and sigma no less than FLOOR."""
     if kind not in DIRECTIONS:
         raise ValueError(f"kind must be one of {', '.join(DIRECTIONS)}; got {kind!r}")
@@ -142,7 +143,7 @@ def target(kind: str, x0: Array, omega: Array, alpha: Array, sigma: Array, **ext
     Args:
       kind: what it predicts, a key of DIRECTIONS.
       x0: clean image, [H, W, C].
-      omega: the realisation in x_t = alpha x0 + sigma omega, like x0.
+      omega: the realization in x_t = alpha x0 + sigma omega, like x0.
       alpha, sigma: scalars, not negative.
       **extras: the other fields of `Coefficients`.
     Returns:
@@ -184,14 +185,6 @@ def solve(
 def to_x0(kind: str, output: Array, xt: Array, alpha: Array, sigma: Array, **extras) -> Array:
     """x0_hat read off the network's output; arguments as in `solve`."""
     return solve(kind, output, xt, alpha, sigma, **extras)[0]
-
-
-def from_x0(kind: str, x0: Array, xt: Array, alpha: Array, sigma: Array, **extras) -> Array:
-    """The output that `to_x0` would read as x0; arguments as in `solve`.
-
-    Note: divides by sigma for every kind but x0; the rounding of x_t grows as 1 / sigma.
-    """
-    return convert(x0, xt, "x0", kind, alpha, sigma, **extras)
 
 
 def convert(

@@ -1,6 +1,6 @@
 """Where x_T comes from when nothing is restored: the start of unconditional generation.
 
-    x_T does not depend on x_0   (noise, a drawn colour, another image): D(any x_0, 1, omega)
+    x_T does not depend on x_0   (noise, a drawn color, another image): D(any x_0, 1, omega)
     x_T depends on x_0           (blur, lost resolution): drawn from a distribution fitted
                                  on the fully degraded training images, or from those images
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = chex.Array
+Array = jax.Array
 
 _BLOCK = 256  # images in float64 at a time
 _OVERSAMPLING = 10  # probes beyond the rank asked for
@@ -46,7 +46,7 @@ class BankPrior(NamedTuple):
     images: Array  # [N, H, W, C]
 
 
-def _centred_rows(images_NHWC: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
+def _centered_rows(images_NHWC: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
     """The images less their mean as float64 [n, H W C], a block at a time."""
     for start in range(0, len(images_NHWC), _BLOCK):
         block = images_NHWC[start : start + _BLOCK]
@@ -80,10 +80,10 @@ def principal_directions(
         (size, min(max_rank + _OVERSAMPLING, size))
     )
     span, _ = np.linalg.qr(
-        sum(rows.T @ (rows @ probes) for rows in _centred_rows(images_NHWC, mean))
+        sum(rows.T @ (rows @ probes) for rows in _centered_rows(images_NHWC, mean))
     )
     covariance, total = np.zeros((span.shape[1],) * 2), 0.0
-    for rows in _centred_rows(images_NHWC, mean):
+    for rows in _centered_rows(images_NHWC, mean):
         inside = rows @ span
         covariance += inside.T @ inside / len(images_NHWC)
         total += np.sum(np.square(rows)) / len(images_NHWC)
@@ -112,7 +112,7 @@ def fit_mixture(
       components: K, of full covariance; 1 is a Gaussian.
       max_rank: dimensions of the space at most; what varies less is left out.
       tolerance: see `principal_directions`; the default is a hundred roundings of float32.
-      seed: of scikit-learn's expectation maximisation, and of the search for the space.
+      seed: of scikit-learn's expectation maximization, and of the search for the space.
     Returns:
       The prior, float32 arrays on the default device.
     Raises:
@@ -147,18 +147,17 @@ def fit_mixture(
     )
     if not len(stds):
         raise ValueError("xT_NHWC must vary; all its images are the same, so start from that one")
-    latents = np.concatenate([rows @ directions.T for rows in _centred_rows(xT_NHWC, mean)])
+    latents = np.concatenate([rows @ directions.T for rows in _centered_rows(xT_NHWC, mean)])
     mixture = GaussianMixture(components, reg_covar=1e-6, max_iter=1000, random_state=seed)
     mixture.fit(latents / stds)
     image_shape = xT_NHWC.shape[1:]
-    prior = MixturePrior(
-        mean=mean.reshape(image_shape),
-        basis=(directions * stds[:, None]).reshape(-1, *image_shape),
-        weights=mixture.weights_,
-        means=mixture.means_,
-        cholesky=np.linalg.cholesky(mixture.covariances_),
+    return MixturePrior(
+        mean=jnp.asarray(mean.reshape(image_shape), jnp.float32),
+        basis=jnp.asarray((directions * stds[:, None]).reshape(-1, *image_shape), jnp.float32),
+        weights=jnp.asarray(mixture.weights_, jnp.float32),
+        means=jnp.asarray(mixture.means_, jnp.float32),
+        cholesky=jnp.asarray(np.linalg.cholesky(mixture.covariances_), jnp.float32),
     )
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), prior)
 
 
 def sample_mixture(prior: MixturePrior, key: Array, perturbation: Array | float) -> Array:
@@ -221,7 +220,7 @@ def depends_on_x0(
     Args:
       degrade_fn: D(x0, t, omega) -> xt, of one example.
       x0_BHWC: some different clean images, at least 2.
-      omega: one realisation, shared by them all.
+      omega: one realization, shared by them all.
       tolerance: x_T counts as fixed while the root mean square of its deviations from the
         batch's mean is at most this times that of x_T or of x0, the larger: 0.02 passes
         what DDPM's linear schedule (0.6 %) or a std of 80 (1.3 %) leaves of x0.

@@ -2,7 +2,6 @@
 
     noise        (t, **numbers) -> (alpha, sigma) of x_t = alpha x0 + sigma omega
     widths       (t, **numbers) -> std in pixels; or one std a step, float64 [T]
-    time grids   ts, strictly decreasing from 1 to 0, float32 [S + 1]
 
 Every noise schedule starts at (1, 0) exactly, since D(x0, 0) = x0, even where the
 published one starts a little above it. Between, sigma comes from a formula of its own
@@ -16,20 +15,19 @@ Depends on: jax, numpy, chex.
 
 from collections.abc import Callable, Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = chex.Array
+Array = jax.Array
 Numbers = Array | float
 
 DDPM_STEPS = 1000  # what DDPM's betas, and the clipping of the cosine schedule's, refer to
 
 
-def safe_sqrt(x: Array) -> Array:
+def safe_sqrt(x: Numbers) -> Array:
     """sqrt(x) where x > 0, else 0, with derivative 0 there."""
-    positive = x > 0
+    positive = jnp.asarray(x) > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
@@ -194,7 +192,7 @@ def karras(
 
     Note:
       EDM's list of N levels, with 0 appended, has sigma_min one step above 0: here it is
-      the limit as t falls to 0, where sigma jumps to 0. `karras_grid` gives EDM's levels.
+      the limit as t falls to 0, where sigma jumps to 0. `samplers.karras_grid` gives EDM's levels.
     """
     low, high = (jnp.power(x, 1 / rho) for x in (sigma_min, sigma_max))
     sigma = jnp.power(low + t * (high - low), rho)
@@ -208,7 +206,7 @@ def tabulated(t: Array, *, table: Array) -> tuple[Array, Array]:
       t: severity, scalar in [0, 1].
       table: [T + 1, 2], row k being (alpha, sigma) at t = k/T; alpha^2 + sigma^2 = 1.
     Returns:
-      (alpha, sigma), alpha^2 + sigma^2 = 1: two rows mixed linearly, then normalised.
+      (alpha, sigma), alpha^2 + sigma^2 = 1: two rows mixed linearly, then normalized.
     Raises:
       ValueError: if the table is not [T + 1, 2], with T > 0.
     """
@@ -222,7 +220,7 @@ def tabulated(t: Array, *, table: Array) -> tuple[Array, Array]:
     return alpha / norm, sigma / norm
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[..., tuple[Array, Array]]] = {
     "linear": linear,
     "cosine": cosine,
     "sigmoid": sigmoid,
@@ -255,26 +253,12 @@ def beta_table(betas: Sequence[float]) -> np.ndarray:
     Raises:
       ValueError: if the betas are not a vector of numbers in [0, 1].
     """
-    betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or not len(betas) or not np.all((betas >= 0) & (betas <= 1)):
-        raise ValueError(f"betas must be a vector of numbers in [0, 1]; got {betas}")
+    beta_T = np.asarray(betas, np.float64)
+    if beta_T.ndim != 1 or not len(beta_T) or not np.all((beta_T >= 0) & (beta_T <= 1)):
+        raise ValueError(f"betas must be a vector of numbers in [0, 1]; got {beta_T}")
     with np.errstate(divide="ignore"):  # beta = 1: alpha = 0
-        log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
+        log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-beta_T))])
     return np.stack([np.exp(log_alpha_bar / 2), np.sqrt(np.abs(np.expm1(log_alpha_bar)))], axis=-1)
-
-
-def zero_terminal_table(table: np.ndarray) -> np.ndarray:
-    """alpha_k <- (alpha_k - alpha_T) alpha_1 / (alpha_1 - alpha_T) for k = 1..T; [T + 1, 2].
-
-    The first step keeps its SNR and the last one gets none; row 0 stays (1, 0).
-
-    See Algorithm 1 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" by Lin
-    et al. (https://arxiv.org/abs/2305.08891).
-    """
-    alpha = np.asarray(table, np.float64)[1:, 0]
-    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-    rows = np.stack([alpha, np.sqrt((1 - alpha) * (1 + alpha))], axis=-1)
-    return np.concatenate([[[1.0, 0.0]], rows])
 
 
 def zero_terminal(
@@ -282,7 +266,8 @@ def zero_terminal(
 ) -> tuple[Array, Array]:
     """Any schedule on the circle, made to end at alpha = 0: (alpha - alpha(1)) / (1 - alpha(1)).
 
-    It is `zero_terminal_table` in continuous time: the fixed first step is t = 0.
+    Algorithm 1 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" by Lin et al.
+    (https://arxiv.org/abs/2305.08891) in continuous time: its fixed first step is t = 0.
 
     Args:
       schedule_fn: with alpha^2 + sigma^2 = 1.
@@ -297,6 +282,31 @@ def zero_terminal(
     # 1 - scaled = (1 - alpha) / (1 - last), and 1 - alpha = sigma^2 / (1 + alpha)
     lost = jnp.where(t == 1, 1.0, jnp.square(sigma) / ((1 + alpha) * (1 - last)))
     return scaled, safe_sqrt(lost * (1 + scaled))
+
+
+def invert(schedule_fn: Callable[[Array], tuple[Array, Array]], ratio: Numbers) -> Array:
+    """The t at which sigma / alpha has a value: the inverse of a schedule, by bisection.
+
+    >>> print(f"{invert(flow, 3.0):.6f}")
+    0.750000
+
+    Args:
+      schedule_fn: t -> (alpha, sigma), its numbers bound; sigma / alpha must not fall.
+      ratio: values of sigma / alpha, not negative, any shape; EDM's sigma.
+    Returns:
+      t in [0, 1], float32, the shape of ratio; 1 where the schedule does not reach the value.
+    """
+    ratio = jnp.asarray(ratio, jnp.float32)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        alpha, sigma = jnp.vectorize(schedule_fn)(middle)
+        below = sigma < ratio * alpha
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    bounds = (jnp.zeros_like(ratio), jnp.ones_like(ratio))
+    return jax.lax.fori_loop(0, 40, halve, bounds)[1]
 
 
 def linear_stds(steps: int, *, start: float, slope: float = 0.0) -> np.ndarray:
@@ -327,71 +337,3 @@ def sine_squared(t: Array, *, maximum: Numbers) -> Array:
     Salimans (https://arxiv.org/abs/2209.05557), in pixels.
     """
     return maximum * jnp.square(jnp.sin(jnp.pi / 2 * t))
-
-
-def trailing_grid(steps: int, *, levels: int = DDPM_STEPS) -> Array:
-    """ts = round(T - j T/S) / T for j = 0..S-1, then 0, T the levels; float32 [S + 1].
-
-    diffusers' `timestep_spacing="trailing"`, whose timestep i is severity (i + 1)/T: the
-    walk starts at t = 1, where its "leading" spacing does not.
-
-    >>> trailing_grid(3, levels=10).tolist()
-    [1.0, 0.699999988079071, 0.30000001192092896, 0.0]
-
-    Raises:
-      ValueError: unless 0 < steps <= levels.
-    """
-    if not 0 < steps <= levels:
-        raise ValueError(f"steps must lie in 1..levels = {levels}; got {steps}")
-    ts = np.round(levels - levels / steps * np.arange(steps)) / levels
-    return jnp.asarray(np.append(ts, 0.0), jnp.float32)
-
-
-def karras_grid(
-    schedule_fn: Callable[[Array], tuple[Array, Array]],
-    steps: int,
-    *,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-) -> Array:
-    """The severities at which sigma / alpha takes EDM's levels, then 0.
-
-        sigma_i = (sigma_max^(1/rho) + i/(S-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-
-    See Equation 5 of "Elucidating the Design Space of Diffusion-Based Generative Models" by
-    Karras et al. (https://arxiv.org/abs/2206.00364).
-
-    Args:
-      schedule_fn: t -> (alpha, sigma), its numbers bound; sigma / alpha must not fall.
-      steps: S.
-      sigma_min, sigma_max: the levels' ends, of sigma / alpha; where the schedule ends below
-        sigma_max, its own end takes the place.
-      rho: how the levels crowd near 0.
-    Returns:
-      ts, float32 [S + 1]; ts[0] = 1 even where the schedule ends above sigma_max.
-    Raises:
-      ValueError: if two levels fall on one severity, as those below the schedule's least do.
-    """
-    alpha, sigma = schedule_fn(jnp.ones(()))
-    sigma_max = min(sigma_max, float(sigma) / float(alpha) if alpha > 0 else np.inf)
-    i = np.arange(1, steps)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    levels = jnp.asarray((high + i / max(steps - 1, 1) * (low - high)) ** rho, jnp.float32)
-
-    def halve(_, bracket):
-        below, above = bracket
-        middle = (below + above) / 2
-        alpha, sigma = jax.vmap(schedule_fn)(middle)
-        reached = sigma >= levels * alpha
-        return jnp.where(reached, below, middle), jnp.where(reached, middle, above)
-
-    bracket = (jnp.zeros_like(levels), jnp.ones_like(levels))
-    _, ts = jax.lax.fori_loop(0, 40, halve, bracket)
-    ts = jnp.concatenate([jnp.ones(1), ts, jnp.zeros(1)])
-    if not bool(jnp.all(ts[1:] < ts[:-1])):
-        raise ValueError(
-            f"sigma_min = {sigma_min}, sigma_max = {sigma_max} and steps = {steps} put two levels "
-            f"on one severity of this schedule"
-        )
-    return ts

@@ -5,65 +5,24 @@
 The state is a NamedTuple; the step is a function of (state, batch, key, problem)
 and of static functions. Randomness is fold_in(key, step), then
 fold_in(.., global example index): never the device's index, so the same run on
-another topology sees the same severities and realisations.
+another topology sees the same severities and realizations.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from diffjax import losses, preconditioning, predictions, times
-from diffjax.degradations import Degradation, coefficients, degrade, draw
+from diffjax import predictions, restorers, time_sampling
+from diffjax.degradations.base import degrade, draw
+from diffjax.restorers import Objective, Problem
 
-Array = chex.Array
+Array = jax.Array
 
 BINS = 10  # of severity, in the curves and in importance sampling
-
-
-class Problem(NamedTuple):
-    """What a network is trained for: the arrays that stay as they are."""
-
-    degradation: Degradation
-    linear: preconditioning.LinearRestorer | None = None  # None: the network answers alone
-    masses: Array | None = None  # [K], how often each severity, see `times.warp`; None: uniform
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """How it is trained: hashable, static under jit.
-
-    Attributes:
-      network_fn: (params, xt, t, label) -> output, one example; label may be None.
-      prediction: what the output stands for, a key of `predictions.DIRECTIONS`. "previous"
-        is IHDM's target, the state one level milder; where D is no alpha x0 + sigma omega
-        the output is x0_hat, and it is D(x0_hat, s) and D(x0, s) that are compared.
-      loss_fn: unreduced elementwise loss of (output, target).
-      weight_fn: (alpha, sigma) -> weight on the error of x0_hat, as in `losses.WEIGHTINGS`;
-        None: every severity's own error counts alike.
-      degree: of the loss in the error: 2 for l2, 1 for l1. Read by weight_fn only.
-      spread_fn: `times.uniform` or `times.stratified`.
-      importance: draw severities as often as their running loss is large; unbiased.
-      levels: severities are k / levels, k = 1..levels; None: all of (0, 1]. A degradation
-        tabulated in T steps wants T.
-      num_classes: of the labels; None: the network takes none.
-      label_dropout: share of examples that are given no label (classifier-free guidance).
-    """
-
-    network_fn: Callable[[Any, Array, Array, Array | None], Array]
-    prediction: str = "x0"
-    loss_fn: Callable[[Array, Array], Array] = losses.l1
-    weight_fn: Callable[[Array, Array], Array] | None = None
-    degree: int = 2
-    spread_fn: Callable[[Array, Array, int], Array] = times.uniform
-    importance: bool = False
-    levels: int | None = None
-    num_classes: int | None = None
-    label_dropout: float = 0.1
 
 
 class TrainState(NamedTuple):
@@ -71,7 +30,7 @@ class TrainState(NamedTuple):
     params: Any
     ema_params: Any
     opt_state: optax.OptState
-    importance: times.Importance  # the running loss per severity
+    importance: time_sampling.Importance  # the running loss per severity
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -81,7 +40,7 @@ def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainS
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        importance=times.create_importance(BINS),
+        importance=time_sampling.create_importance(BINS),
     )
 
 
@@ -99,77 +58,17 @@ def create_optimizer(
     return optax.MultiSteps(optimizer, every_k_schedule=accumulate).gradient_transformation()
 
 
-def _measured_at_s(objective: Objective, degradation: Degradation) -> bool:
-    return objective.prediction == "previous" and coefficients(degradation, 1.0) is None
-
-
-def _milder(objective: Objective, t: Array) -> Array:
-    if objective.levels is None:
-        raise ValueError("prediction 'previous' needs levels: it is the state one level milder")
-    return jnp.maximum(t - 1 / objective.levels, 0)
-
-
-def _numbers(objective: Objective, degradation: Degradation, t: Array) -> dict[str, Array]:
-    """alpha and sigma at t, and what else the prediction needs, by the names of `predictions`."""
-    found = coefficients(degradation, t)
-    if found is None:
-        raise ValueError(
-            f"prediction {objective.prediction!r} and weightings by SNR need x_t = alpha x0 + "
-            f"sigma omega, which {degradation.apply_fn.__qualname__} is not: predict x0, unweighted"
-        )
-    numbers = {"alpha": found[0], "sigma": found[1]}
-    if objective.prediction == "previous":
-        alpha_s, sigma_s = coefficients(degradation, _milder(objective, t))
-        numbers |= {"alpha_s": alpha_s, "sigma_s": sigma_s}
-    return numbers
-
-
-def predict(
-    objective: Objective, params: Any, problem: Problem, xt: Array, t: Array, label=None
-) -> Array:
-    """The output for one example, preconditioned where the problem has a linear restorer.
-
-    Args:
-      objective: how the network is trained.
-      params: of the network.
-      problem: D, and its linear restorer if it has one.
-      xt: degraded image, [H, W, C].
-      t: severity, scalar in [0, 1].
-      label: integer scalar, or None.
-    Returns:
-      [H, W, C], of the kind that objective.prediction names.
-    """
-    if problem.linear is None:
-        return objective.network_fn(params, xt, t, label)
-
-    def network_fn(params, inputs, t):
-        return objective.network_fn(params, inputs, t, label)
-
-    return preconditioning.restore(network_fn, params, problem.linear, problem.degradation, xt, t)
-
-
-def restore(
-    objective: Objective, params: Any, problem: Problem, xt: Array, t: Array, label=None
-) -> Array:
-    """R(xt, t) = x0_hat, whatever the network predicts; arguments as in `predict`."""
-    output = predict(objective, params, problem, xt, t, label)
-    if objective.prediction == "x0" or _measured_at_s(objective, problem.degradation):
-        return output
-    numbers = _numbers(objective, problem.degradation, t)
-    return predictions.to_x0(objective.prediction, output, xt, **numbers)
-
-
 def compared(
     objective: Objective, problem: Problem, output: Array, x0: Array, t: Array, omega: Any
 ) -> tuple[Array, Array]:
     """(prediction, target), the pair that the loss compares; both [H, W, C]."""
     if objective.prediction == "x0":
         return output, x0
-    if _measured_at_s(objective, problem.degradation):
-        s = _milder(objective, t)
-        degraded = (degrade(problem.degradation, x, s, omega) for x in (output, x0))
-        return tuple(degraded)
-    numbers = _numbers(objective, problem.degradation, t)
+    if restorers.compares_previous(objective, problem.degradation):
+        s = restorers.previous(objective, problem.degradation, t)
+        output_s, x0_s = (degrade(problem.degradation, x, s, omega) for x in (output, x0))
+        return output_s, x0_s
+    numbers = restorers.numbers(objective, problem.degradation, t)
     return output, predictions.target(objective.prediction, x0, omega, **numbers)
 
 
@@ -177,7 +76,7 @@ def weight(objective: Objective, problem: Problem, t: Array) -> Array:
     """What multiplies the loss at t, given on the error of x0_hat and read on the output's."""
     if objective.weight_fn is None:
         return jnp.ones(())
-    numbers = _numbers(objective, problem.degradation, t)
+    numbers = restorers.numbers(objective, problem.degradation, t)
     factor = predictions.x0_error_factor(objective.prediction, **numbers)
     on_x0 = objective.weight_fn(numbers["alpha"], numbers["sigma"])
     return on_x0 / factor ** (objective.degree / 2)
@@ -188,7 +87,7 @@ class ExampleLoss(NamedTuple):
 
     t: Array
     density: Array  # of t, relative to the uniform one
-    weighted: Array  # w(t) l, what is minimised, not divided by the density
+    weighted: Array  # w(t) l, what is minimized, not divided by the density
     loss: Array  # l
     error: Array  # (output - target)^2
     target: Array
@@ -216,7 +115,7 @@ def example_loss(
       example: "image" [H, W, C] in [-1, 1], and "label", integer scalar, if there are any.
       problem: see `Problem`.
       t: severity, scalar in (0, 1].
-      density: of t, from `times.draw`; carried through.
+      density: of t, from `time_sampling.draw`; carried through.
     Returns:
       Scalars.
     """
@@ -227,7 +126,7 @@ def example_loss(
         label = jnp.where(dropped, objective.num_classes, example["label"])
     omega = draw(problem.degradation, key_omega, x0)
     xt = degrade(problem.degradation, x0, t, omega)
-    output = predict(objective, params, problem, xt, t, label)
+    output = restorers.predict(objective, params, problem, xt, t, label)
     prediction, target = compared(objective, problem, output, x0, t, omega)
     loss = jnp.mean(objective.loss_fn(prediction, target))
     return ExampleLoss(
@@ -254,6 +153,27 @@ def severity_sums(examples: ExampleLoss, axis_name: str | None) -> dict[str, Arr
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
+def severity_curves(sums: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
+    """Loss, RMSE and explained variance per bin from `severity_sums`; None where empty.
+
+    The RMSE is of the output, in the target's units; the explained variance is
+    1 - mean error^2 / var target, over the bin's pixels.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loss, error, target, square = (
+            sums[name] / sums["count"] for name in ("loss", "error", "target", "target_square")
+        )
+        curves = {
+            "loss": loss,
+            "rmse": np.sqrt(error),
+            "explained_variance": 1 - error / (square - target**2),
+        }
+    return {
+        name: [float(value) if np.isfinite(value) else None for value in values]
+        for name, values in curves.items()
+    }
+
+
 def train_step(
     state: TrainState,
     batch: Mapping[str, Array],
@@ -265,7 +185,7 @@ def train_step(
     ema_decay: float,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One optimiser step on this device's share of the batch.
+    """One optimizer step on this device's share of the batch.
 
     Args:
       state: replicated over the devices.
@@ -276,25 +196,27 @@ def train_step(
       objective: see `Objective`.
       optimizer: an optax transformation.
       ema_decay: d of ema <- d' ema + (1 - d') params with d' = min(d, (1 + n)/(10 + n))
-        at step n, so that a short run is not averaged with its initialisation.
+        at step n, so that a short run is not averaged with its initialization.
       axis_name: the mapped axis to average gradients over; None on one device.
     Returns:
       The next state, and metrics: scalars "loss" and "grad_norm", averaged over the axis, and
       "severity", the sums of `severity_sums`.
     """
     key_times, key_examples = jax.random.split(jax.random.fold_in(key, state.step))
-    masses = times.importance_masses(state.importance) if objective.importance else problem.masses
+    histogram = problem.histogram
+    if objective.importance:
+        histogram = time_sampling.importance_histogram(state.importance)
     size = len(batch["position"]) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
     def batch_loss(params):
         def one(example):
-            t, density = times.draw(
+            t, density = time_sampling.draw(
                 key_times,
                 example["position"],
                 size,
-                masses,
-                spread_fn=objective.spread_fn,
-                levels=objective.levels,
+                histogram,
+                spacing_fn=objective.spacing_fn,
+                levels=restorers.levels(objective, problem.degradation),
             )
             key = jax.random.fold_in(key_examples, example["position"])
             return example_loss(objective, params, key, example, problem, t, density)
@@ -315,7 +237,7 @@ def train_step(
         params=params,
         ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
         opt_state=opt_state,
-        importance=times.update_importance(
+        importance=time_sampling.update_importance(
             state.importance, examples.t, examples.weighted, axis_name=axis_name
         ),
     )

@@ -2,7 +2,8 @@
 
 python -m experiments.audit --workdir=runs/demo
 
-Exit status 1 if a check fails. What it cannot see is said in `diffjax.diagnostics`.
+Writes audit.json and audit.png into the workdir. Exit status 1 if a check fails. What it cannot
+see is said in `diffjax.auditing.audit`.
 """
 
 import functools
@@ -17,8 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from absl import flags
 
-from diffjax import diagnostics, training
-from experiments import building, common
+from diffjax import training
+from diffjax.auditing.audit import Audit, audit
+from experiments.lib import commands, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Held-out images to look at.", lower_bound=2)
@@ -26,7 +28,7 @@ _STEPS = flags.DEFINE_integer("steps", 300, "Updates to learn a few images in.",
 flags.mark_flag_as_required("workdir")
 
 
-def audit(run: building.Run, workdir: pathlib.Path, count: int, steps: int) -> diagnostics.Audit:
+def audit_run(run: runs.Run, workdir: pathlib.Path, count: int, steps: int) -> Audit:
     """The audit of what a workdir holds, on its held-out images."""
     experiment, config = run.experiment, run.experiment.config
     examples = run.source.fetch_fn(range(min(count, run.source.size)))
@@ -42,7 +44,7 @@ def audit(run: building.Run, workdir: pathlib.Path, count: int, steps: int) -> d
     )
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else None
-    return diagnostics.audit(
+    return audit(
         state,
         problem,
         objective=experiment.objective,
@@ -58,7 +60,7 @@ def audit(run: building.Run, workdir: pathlib.Path, count: int, steps: int) -> d
     )
 
 
-def table(found: diagnostics.Audit) -> str:
+def table(found: Audit) -> str:
     """The checks in Markdown, aligned."""
     rows = [("check", "status", "value", "fails if", "advice")]
     rows += [(c.name, c.status, f"{c.value:.3g}", c.limit, c.advice) for c in found.checks]
@@ -90,8 +92,8 @@ def draw(path: pathlib.Path, curves: dict[str, list[float]]) -> None:
 
 def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
-    run = building.load_run(workdir)
-    found = audit(run, workdir, _IMAGES.value, _STEPS.value)
+    run = runs.load_run(workdir)
+    found = audit_run(run, workdir, _IMAGES.value, _STEPS.value)
     checks = [
         # JSON has no numbers that are not finite.
         check._asdict() | {"value": check.value if math.isfinite(check.value) else None}
@@ -102,7 +104,7 @@ def main() -> int:
         "data": run.experiment.config.data.name,
         "split": "test",
         "images": min(_IMAGES.value, run.source.size),
-        "device": common.describe_device(),
+        "device": runs.describe_device(),
         "checks": checks,
         "severities": found.curves,
     }
@@ -114,4 +116,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    commands.run(main)

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffjax import cold, occlusions, schedules
-from diffjax.degradations import Degradation, degrade, draw
-from diffjax.operators import separable
-from experiments import common
+from diffjax import schedules
+from diffjax.degradations.base import Degradation, degrade, draw
+from diffjax.degradations.blur import gaussian_blur, gaussian_kernel
+from diffjax.degradations.snow import snow
+from experiments.lib import commands, runs
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; none: print only.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Of which the median.", lower_bound=1)
@@ -66,7 +67,7 @@ def degrade_batch(degradation: Degradation, x0_BHWC, t_B, omega_B=None):
 def blur(steps: int, size: int = SIZE) -> Degradation:
     """Cold Diffusion's blur for generation, T = steps."""
     stds = schedules.exponential_stds(steps, rate=0.01)
-    return cold.gaussian_blur((size, size, 3), stds=stds, kernel_size=TAPS)
+    return gaussian_blur((size, size, 3), stds=stds, kernel_size=TAPS)
 
 
 def convolve(x_BHWC, kernel):
@@ -146,7 +147,7 @@ def against_the_chain(rounds: int) -> list[Row]:
     x0 = rng.uniform(-1, 1, (BATCH, SIZE, SIZE, 3)).astype(np.float32)
     k_B = rng.integers(1, steps + 1, BATCH)
     stds = schedules.exponential_stds(steps, rate=0.01)
-    lines = np.stack([separable.gaussian_kernel(TAPS, std) for std in stds]).astype(np.float32)
+    lines = np.stack([gaussian_kernel(TAPS, std) for std in stds]).astype(np.float32)
     squares = lines[:, :, None] * lines[:, None]
     degradation = blur(steps)
     x0_jax, lines_jax, squares_jax = (jnp.asarray(array) for array in (x0, lines, squares))
@@ -206,7 +207,7 @@ def flat_in_t_and_steps(rounds: int) -> list[Row]:
 
 def snowfall(rounds: int) -> list[Row]:
     """A batch of new snowfalls, drawn and laid over the images."""
-    degradation = occlusions.snow((SIZE, SIZE, 3), steps=200, level=3)
+    degradation = snow((SIZE, SIZE, 3), steps=200, level=3)
     x0 = jnp.zeros((BATCH, SIZE, SIZE, 3))
     t_B = jnp.linspace(0, 1, BATCH)
 
@@ -246,7 +247,7 @@ def environment() -> dict:
             versions[name] = None
     torch = sys.modules.get("torch")
     return {
-        "device": common.describe_device(),
+        "device": runs.describe_device(),
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch and torch.get_num_threads(),
@@ -278,4 +279,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    commands.run(main)

@@ -5,9 +5,9 @@ python -m experiments.compare --study=preconditioning --output=docs/results/prec
 python -m experiments.compare --study=preconditioning --data=mnist --seeds=1 --steps=400 \
     --output=docs/results/preconditioning_mnist
 
-A study is a table of variants in this file, each a delta on default.py. Every variant is
-judged on held-out images: the RMSE of x0_hat, averaged over ten severities and at t = 1
-(where SSIM is taken too), and, for losses, by the Frechet distance between 1,024 generated
+Writes OUTPUT.json and OUTPUT.png. A study is a table of variants in this file, each a delta on
+default.py. Every variant is judged on held-out images: the RMSE of x0_hat, averaged over ten
+severities and at t = 1 (where SSIM is taken too), and, for losses, by the Frechet distance between 1,024 generated
 images and the training images, in the space of their pixels; x_T is not perturbed. All
 numbers are of images in [0, 1]. It can be interrupted, and goes on with the next variant.
 """
@@ -23,10 +23,12 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from diffjax import data, metrics, training
-from diffjax.degradations import degrade, draw
-from experiments import building, common, generating
+from diffjax import data, metrics, restorers, training
+from diffjax.degradations.base import degrade, draw
 from experiments.configs import default
+from experiments.lib import build, commands, runs, walks
+from experiments.lib.commands import UsageError
+from experiments.lib.config import resolve
 
 _STUDY = flags.DEFINE_enum("study", "losses", ["losses", "preconditioning"], "What is compared.")
 _DATA = flags.DEFINE_enum("data", "digits", ["digits", "mnist"], "On which images.")
@@ -58,8 +60,8 @@ HOT = {
 COLD = {
     "degradation": BLUR,
     "model": SMALL,
-    "train": {"levels": 10},
-    "sample": {"sampler": "cold", "steps": 10},
+    "train": {},
+    "sample": {"sampler": "improved"},
 }
 
 
@@ -82,43 +84,38 @@ def losses_study() -> dict[str, dict]:
 
 def preconditioning_study(mnist: bool) -> dict[str, dict]:
     shrink = {"family": "downsample", "steps": 3 if mnist else 2, "method": "bicubic"}
-    tasks = {
-        "deblurring": (MNIST_BLUR if mnist else BLUR, 20 if mnist else 10),
-        "super-resolution": (shrink, 3 if mnist else 2),
-    }
+    tasks = {"deblurring": MNIST_BLUR if mnist else BLUR, "super-resolution": shrink}
     model = {"width": 16, "multipliers": (1, 2, 4, 4)} if mnist else {}
     return {
         f"{task}, {'preconditioned' if on else 'plain'}": {
             "degradation": degradation,
             "model": model | {"precondition": on},
-            "train": {"levels": levels},
-            "sample": {"steps": levels},
         }
-        for task, (degradation, levels) in tasks.items()
+        for task, degradation in tasks.items()
         for on in (True, False)
     }
 
 
-def configure(delta: dict, steps: int):
-    """The config of a variant."""
+def configure(delta: dict, base: dict, steps: int):
+    """The config of a variant; base is the section config.data."""
     config = default.get_config()
-    config.data.name = _DATA.value
-    config.data.directory = _DIRECTORY.value
-    config.data.image_size = None if _DATA.value == "digits" else 32
+    config.data.update(base)
     config.train.steps = steps
     for section, fields in delta.items():
-        with config[section].unlocked():
+        if section == "degradation":
+            config.degradation = fields
+        else:
             config[section].update(fields)
-    return common.resolve(config)
+    return resolve(config)
 
 
-def scores(experiment: building.Experiment, problem, key, params, clean_BHWC) -> dict:
+def scores(experiment: build.Experiment, problem, key, params, clean_BHWC) -> dict:
     """Held-out "rmse", averaged over severities, and "rmse1", "ssim1" at t = 1, of one network."""
 
     def restored(key, x0, t):
         omega = draw(problem.degradation, key, x0)
         xt = degrade(problem.degradation, x0, t, omega)
-        return metrics.to_unit(training.restore(experiment.objective, params, problem, xt, t))
+        return metrics.to_unit(restorers.restore(experiment.objective, params, problem, xt, t))
 
     keys = jax.random.split(key, len(clean_BHWC))
     unit_BHWC = metrics.to_unit(clean_BHWC)
@@ -136,13 +133,15 @@ def scores(experiment: building.Experiment, problem, key, params, clean_BHWC) ->
     }
 
 
-def train_variant(name: str, config, seeds: list[int]) -> dict[str, list]:
-    """{"step": [E], "rmse": [E, seeds], ...}, and "frechet": [seeds] in the study of losses."""
-    experiment, source = building.build(config, "train")
-    _, held_out = building.build(config, "test")
-    fitted = building.fit(experiment, source)
-    problem = building.problem(experiment, fitted)
-    clean = held_out.fetch_fn(range(min(_IMAGES.value, held_out.size)))["image"]
+def train_variant(
+    name: str, config, seeds: list[int], *, images: int, generate: bool
+) -> dict[str, list]:
+    """{"step": [E], "rmse": [E, seeds], ...}, and "frechet": [seeds] where images are generated."""
+    experiment, source = build.build(config, "train")
+    _, held_out = build.build(config, "test")
+    fitted = build.fit(experiment, source)
+    problem = build.problem(experiment, fitted["wiener"])
+    clean = held_out.fetch_fn(range(min(images, held_out.size)))["image"]
     init_fn = jax.jit(
         lambda key: training.create_state(experiment.init_params(key), experiment.optimizer)
     )
@@ -158,11 +157,7 @@ def train_variant(name: str, config, seeds: list[int]) -> dict[str, list]:
     judge_fn = jax.jit(functools.partial(scores, experiment))
     make_fn = jax.jit(
         jax.vmap(
-            generating.generator(
-                building.Run(experiment, source, None, problem, fitted["prior"]),
-                sampler_name=config.sample.sampler,
-                steps=config.sample.steps,
-            ),
+            walks.generator(experiment),
             in_axes=(None, 0, None),
         )
     )
@@ -171,7 +166,7 @@ def train_variant(name: str, config, seeds: list[int]) -> dict[str, list]:
     curves = {"step": points} | {
         score: [[] for _ in points] for score in ("rmse", "rmse1", "ssim1")
     }
-    if _STUDY.value == "losses":
+    if generate:
         curves["frechet"] = []
     for seed in seeds:
         key = jax.random.key(seed)
@@ -186,13 +181,13 @@ def train_variant(name: str, config, seeds: list[int]) -> dict[str, list]:
                 )
                 for score, value in judged.items():
                     curves[score][points.index(step)].append(float(value))
-        if _STUDY.value == "losses":
+        if generate:
             # Unperturbed: this blur leaves more than the mean, and so no symmetry to break.
             operand = (state.ema_params, problem, fitted["prior"], jnp.float32(0))
             keys = jax.random.split(jax.random.key(2), 1024)
-            images = np.asarray(make_fn(operand, keys, experiment.objective.num_classes))
+            made = np.asarray(make_fn(operand, keys, experiment.objective.num_classes))
             reference = source.fetch_fn(range(source.size))["image"]
-            curves["frechet"].append(generating.distances(images, reference)["frechet"])
+            curves["frechet"].append(walks.distances(made, reference)["frechet"])
     return curves
 
 
@@ -246,20 +241,29 @@ def main() -> None:
     report_path = output.with_suffix(".json")
     settings = {
         "study": _STUDY.value, "data": _DATA.value, "steps": _STEPS.value, "seeds": seeds,
-        "held_out_images": _IMAGES.value, "device": common.describe_device(),
+        "held_out_images": _IMAGES.value, "device": runs.describe_device(),
     }  # fmt: skip
     results = {}
     if report_path.exists():
         held = json.loads(report_path.read_text())
         if held["settings"] != settings:
-            raise common.UsageError(
-                f"{report_path} holds another comparison: choose another --output"
-            )
+            raise UsageError(f"{report_path} holds another comparison: choose another --output")
         results = held["results"]
+    data_fields = {
+        "name": _DATA.value,
+        "directory": _DIRECTORY.value,
+        "image_size": 32 if mnist else None,
+    }
     for name, delta in study.items():
         if name in results:
             continue
-        results[name] = train_variant(name, configure(delta, _STEPS.value), seeds)
+        results[name] = train_variant(
+            name,
+            configure(delta, data_fields, _STEPS.value),
+            seeds,
+            images=_IMAGES.value,
+            generate=_STUDY.value == "losses",
+        )
         # After every variant, so that an interrupted comparison goes on with the next.
         report_path.write_text(json.dumps({"settings": settings, "results": results}) + "\n")
     draw_curves(output.with_suffix(".png"), results)
@@ -269,4 +273,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("output")
-    common.run(main)
+    commands.run(main)

@@ -3,9 +3,10 @@
 python -m experiments.evaluate --workdir=runs/demo
 python -m experiments.evaluate --workdir=runs/demo --generated=runs/demo/generated
 
-The second judges generated images instead: their Frechet and kernel distance to the training
-images, in the space of the pixels, beside those of the held-out images. An image learnt by
-heart is at a distance of 0: look at the pictures, too.
+Writes evaluation.json into the workdir, or distances.json beside the generated images. The second
+judges those: their Frechet and kernel distance to the training images, in the space of the
+pixels, beside those of the held-out images. An image learned by heart is at a distance of 0: look
+at the pictures, too.
 """
 
 import json
@@ -17,8 +18,8 @@ import tqdm
 from absl import flags
 
 from diffjax import metrics
-from experiments import building, common, generating, restoring
-from experiments.pictures import read_images
+from experiments.lib import build, commands, pictures, runs, walks
+from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer(
@@ -38,11 +39,13 @@ def _scores(images_BHWC, clean_BHWC):
     }
 
 
-def evaluate(run: building.Run, count: int) -> dict[str, dict[str, float]]:
+def evaluate(run: runs.Run, count: int) -> dict[str, dict[str, float]]:
     """{method: {"rmse", "psnr", "ssim"}}: RMSE over all pixels, the others averaged over images."""
-    collected = {name: [] for name in restoring.METHODS}
+    collected = {name: [] for name in walks.METHODS}
     with tqdm.tqdm(total=count, unit="image", desc="restoring") as bar:
-        for clean, outputs in restoring.restorations(run, count):
+        for clean, outputs in walks.restorations(
+            run.experiment, run.state.ema_params, run.problem, run.source, count
+        ):
             for name, images in outputs.items():
                 collected[name].append(jax.device_get(_scores(images, clean)))
             bar.update(len(clean))
@@ -69,11 +72,11 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(rows)
 
 
-def evaluate_generated(run: building.Run, folder: pathlib.Path) -> None:
-    images = read_images(folder)
+def evaluate_generated(run: runs.Run, folder: pathlib.Path) -> None:
+    images = pictures.read_images(folder)
     if not len(images):
-        raise common.UsageError(f"--generated={folder} holds no images of experiments.sample")
-    _, train = building.build(run.experiment.config, "train")
+        raise UsageError(f"--generated={folder} holds no images of experiments.sample")
+    _, train = build.build(run.experiment.config, "train", run.roots)
 
     def some(source):
         count = min(source.size, _DISTANT)
@@ -87,7 +90,7 @@ def evaluate_generated(run: building.Run, folder: pathlib.Path) -> None:
         "training images": len(reference),
     }
     for name, those in (("generated", images[:_DISTANT]), ("held-out", some(run.source))):
-        report[name] = {"images": len(those), **generating.distances(those, reference)}
+        report[name] = {"images": len(those), **walks.distances(those, reference)}
     (folder / "distances.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"distance to {len(reference):,} training images, features: the pixels\n")
     print("| | images | Frechet | kernel |\n|---|---|---|---|")
@@ -98,7 +101,7 @@ def evaluate_generated(run: building.Run, folder: pathlib.Path) -> None:
 
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
-    run = building.load_run(workdir)
+    run = runs.load_run(workdir)
     if _GENERATED.value is not None:
         evaluate_generated(run, pathlib.Path(_GENERATED.value))
         return
@@ -110,8 +113,8 @@ def main() -> None:
         "data": config.data.name,
         "split": "test",
         "images": count,
-        "sample_steps": config.sample.steps,
-        "device": common.describe_device(),
+        "sample_steps": len(build.grid(run.experiment, name="uniform")) - 1,
+        "device": runs.describe_device(),
         "methods": table,
     }
     (workdir / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -121,4 +124,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    common.run(main)
+    commands.run(main)

@@ -22,8 +22,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import common, pictures
-from experiments.restoring import METHODS
+from experiments.lib import commands, pictures, runs
+from experiments.lib.walks import METHODS
 
 _STUDY = flags.DEFINE_enum("study", None, ["restoration", "generation"], "What is tabulated.")
 _CONFIGS = flags.DEFINE_list(
@@ -40,7 +40,7 @@ BLUR = "digits_blur_generation"
 WAYS = {
     "noise, DDPM": ("digits_noise", {}),
     "heat, IHDM": ("digits_heat", {}),
-    "heat, Algorithm 2": ("digits_heat", {"sampler": "cold", "perturbation": 0.0}),
+    "heat, Algorithm 2": ("digits_heat", {"sampler": "improved", "perturbation": 0.0}),
     "blur, Algorithm 2, 0.002": (BLUR, {"perturbation": 0.002}),
     "blur, Algorithm 2, 0.01": (BLUR, {"perturbation": 0.01}),
     "blur, Algorithm 2, 0": (BLUR, {"perturbation": 0.0}),
@@ -129,11 +129,11 @@ def main() -> None:
     output = pathlib.Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
     found, table = restoration() if _STUDY.value == "restoration" else generation()
-    report = {"device": common.describe_device(), "results": found}
+    report = {"device": runs.describe_device(), "results": found}
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{table}")
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["study", "output"])
-    common.run(main)
+    commands.run(main)

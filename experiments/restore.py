@@ -2,14 +2,14 @@
 
 python -m experiments.restore --workdir=runs/demo --input=photo.png --output=restored
 
-The input is an image, an array (.npy) or a folder of them, see `experiments/images.py`; the
-output is a folder, that gets one PNG of 8 bits for each image, under the same name. Nothing
+The input is an image, an array (.npy) or a folder of them, see `experiments/lib/images.py`.
+Writes, into the output folder, one PNG of 8 bits for each image, under the same name. Nothing
 is ever overwritten. What cannot be read is named and skipped.
 
 --severity says how degraded the images are, in (0, 1]; without it each image's severity is
-estimated (`experiments/severity.py`) and printed. A run trained at levels takes the nearest.
+estimated (`diffjax/blind.py`) and printed. A run trained at levels takes the nearest.
 
-The realisation of the degradation (the noise, which hole, which snowfall) is not known. It is
+The realization of the degradation (the noise, which hole, which snowfall) is not known. It is
 read off the image and the network's first answer where the degradation has an inverse, as
 noise has; else it is the best of 64 drawn ones: what explains the image best. That finds the
 place of a hole, not a snowfall. Noise beyond [-1, 1] survives in .npy of floats alone, so
@@ -28,23 +28,25 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from diffjax import parallel, training
-from diffjax.degradations import degrade, draw
-from experiments import building, common, generating, images, severity
+from diffjax import blind, parallel, restorers
+from diffjax.degradations.base import Degradation, degrade, draw
+from diffjax.samplers import SAMPLERS
+from experiments.lib import build, commands, images, runs
+from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _INPUT = flags.DEFINE_string("input", None, "An image, an array (.npy), or a folder of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the restored images; made if absent.")
 _SEVERITY = flags.DEFINE_float("severity", None, "In (0, 1]; none: estimated for each image.")
 _DEGRADE = flags.DEFINE_bool("degrade", False, "Degrade the images first, at --severity or 1.")
-_SAMPLER = flags.DEFINE_enum("sampler", None, common.SAMPLERS, "None: the config's.")
+_SAMPLER = flags.DEFINE_enum("sampler", None, tuple(SAMPLERS), "None: the config's.")
 _STEPS = flags.DEFINE_integer("steps", None, "None: the config's.", lower_bound=1)
 _RESIZE = flags.DEFINE_bool("resize", False, "Resize and crop to the run's size.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of whatever is drawn.", lower_bound=0)
@@ -62,30 +64,37 @@ class Item(NamedTuple):
     degraded: pathlib.Path  # where --degrade leaves its picture
 
 
-def problems(run: building.Run) -> Callable[[tuple[int, int, int]], training.Problem]:
+def problems(
+    experiment: build.Experiment,
+    problem: restorers.Problem,
+    roots: dict[str, str],
+    *,
+    told: bool,
+) -> Callable[[tuple[int, int, int]], restorers.Problem]:
     """shape -> the run's problem at that size, its degradation built anew where it is another.
 
-    The function raises ValueError, saying what to do, for a size that will not do.
+    told: whether the severity is given. The function raises ValueError, saying what to do, for a
+    size that will not do.
     """
-    own, config = run.experiment.image_shape, run.experiment.config
+    own = experiment.image_shape
 
     @functools.cache
-    def problem(shape):
+    def at(shape):
         if shape == own:
-            return run.problem
+            return problem
         size, own_size = (f"{height} x {width}" for height, width, _ in (shape, own))
         advice = f"add --resize, or crop it to {own_size}"
-        if run.problem.linear is not None:
+        if problem.wiener is not None:
             raise ValueError(
-                f"it is {size}, and the run's linear restorer is for {own_size}: {advice}"
+                f"it is {size}, and the run's Wiener restorer is for {own_size}: {advice}"
             )
-        if _SEVERITY.value is None and not _DEGRADE.value:
+        if not told:
             raise ValueError(
                 f"it is {size}, and severities are estimated at {own_size} alone: give "
                 f"--severity, or {advice}"
             )
         try:
-            degradation = building.build_degradation(config.degradation, shape)
+            degradation = build.build_degradation(experiment.config.degradation, shape, roots)
             jax.eval_shape(
                 lambda key, x0: degrade(degradation, x0, 1.0, draw(degradation, key, x0)),
                 jax.random.key(0),
@@ -94,44 +103,53 @@ def problems(run: building.Run) -> Callable[[tuple[int, int, int]], training.Pro
         except (ValueError, TypeError, AssertionError) as error:
             reason = f"it is {size}, which the run's degradation cannot be built for: {advice}"
             raise ValueError(reason) from error
-        return run.problem._replace(degradation=degradation)
+        return problem._replace(degradation=degradation)
 
-    return problem
+    return at
 
 
-def reach(run: building.Run) -> float:
-    """How far from 0 numbers may lie: 1, or half as far again as the run's own xT do."""
-    degradation = run.experiment.degradation
-    clean = run.source.fetch_fn(range(min(64, run.source.size)))["image"]
+def reach(degradation: Degradation, clean: np.ndarray) -> float:
+    """How far from 0 numbers may lie: 1, or half as far again as xT of clean images does."""
     keys = jax.random.split(jax.random.key(0), len(clean))
     one = parallel.map_examples(lambda D, key, x0: degrade(D, x0, 1.0, draw(D, key, x0)))
     farthest = float(np.abs(one(degradation, keys, clean)).max())
-    return 1.0 if _DEGRADE.value or farthest <= 1 + 1e-5 else 1.5 * farthest
+    return 1.0 if farthest <= 1 + 1e-5 else 1.5 * farthest
 
 
-def read_inputs(run: building.Run, problem_fn: Callable) -> tuple[list[Item], int]:
-    """The images of --input, and how many files were skipped, each with a line of its own."""
-    source, output = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
+def find_inputs(source: pathlib.Path) -> list[pathlib.Path]:
+    """The files of --input."""
     if not source.exists():
-        raise common.UsageError(f"--input {source} does not exist")
-    paths = [source]
-    if source.is_dir():
-        paths = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-        if not any(map(images.is_named_as_image, paths)):
-            raise common.UsageError(f"--input {source} holds no images (PNG, JPEG, .npy, ...)")
-    height, width, channels = run.experiment.image_shape
-    allowed = functools.cache(lambda: reach(run))
+        raise UsageError(f"--input {source} does not exist")
+    if not source.is_dir():
+        return [source]
+    paths = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+    if not any(map(images.is_named_as_image, paths)):
+        raise UsageError(f"--input {source} holds no images (PNG, JPEG, .npy, ...)")
+    return paths
+
+
+def read_inputs(
+    paths: list[pathlib.Path],
+    output: pathlib.Path,
+    image_shape: tuple[int, int, int],
+    *,
+    resize: bool,
+    problem_fn: Callable,
+    reach_fn: Callable[[], float],
+) -> tuple[list[Item], int]:
+    """The images of the files, and how many were skipped, each with a line of its own."""
+    height, width, channels = image_shape
     items, skipped = [], 0
     for path in paths:
         try:
-            if source.is_dir() and not images.is_named_as_image(path):
+            if len(paths) > 1 and not images.is_named_as_image(path):
                 raise ValueError("it is no image")
             stack, note = images.to_channels(images.read(path), channels)
             largest = float(np.abs(stack).max())
-            if largest > 1 + 1e-5 and largest > allowed():
+            if largest > 1 + 1e-5 and largest > reach_fn():
                 low, high = stack.min(), stack.max()
                 raise ValueError(f"its numbers lie in [{low:g}, {high:g}]: rescale them to [-1, 1]")
-            if _RESIZE.value:
+            if resize:
                 stack = np.stack([images.cover(image, height, width) for image in stack])
             problem_fn(stack.shape[1:])
         except ValueError as error:
@@ -145,46 +163,48 @@ def read_inputs(run: building.Run, problem_fn: Callable) -> tuple[list[Item], in
     return items, skipped
 
 
-def claim_outputs(items: list[Item]) -> None:
+def claim_outputs(items: list[Item], output: pathlib.Path, *, degraded: bool) -> None:
     """Makes the output folder, unless two images or a file in it want the same name."""
-    taken = {}
+    taken: dict[pathlib.Path, str] = {}
     for item in items:
-        for path in (item.output, item.degraded) if _DEGRADE.value else (item.output,):
+        for path in (item.output, item.degraded) if degraded else (item.output,):
             if path.exists():
-                raise common.UsageError(f"{path} exists: choose another --output")
+                raise UsageError(f"{path} exists: choose another --output")
             if path in taken:
-                raise common.UsageError(
+                raise UsageError(
                     f"{taken[path]} and {item.name} would both become {path}: rename one of them"
                 )
             taken[path] = item.name
     try:
-        pathlib.Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise common.UsageError(f"--output {_OUTPUT.value} cannot be made: {error}") from error
+        raise UsageError(f"--output {output} cannot be made: {error}") from error
 
 
-def severities(run: building.Run, items: list[Item]) -> list[float]:
-    """The severity of each image: given, or estimated; one that was trained."""
-    levels = run.experiment.objective.levels
-    if _SEVERITY.value is not None or _DEGRADE.value:
-        t = 1.0 if _SEVERITY.value is None else _SEVERITY.value
-        if levels is not None:
-            t = max(1, round(t * levels)) / levels
-        return [t] * len(items)
-    _, train = building.build(run.experiment.config, "train")
+def severities(
+    experiment: build.Experiment, roots: dict[str, str], items: list[Item], given: float | None
+) -> tuple[list[float], str]:
+    """The severity of each image, one that was trained, and where it comes from."""
+    levels = experiment.levels
+    if given is not None:
+        t = given if levels is None else max(1, round(given * levels)) / levels
+        how = "given" if t == given else f"the trained level nearest to {given:g}"
+        return [t] * len(items), how
+    train = build.load_data(experiment.config, "train", roots)
     indices = np.linspace(0, train.size - 1, min(train.size, _FITTED)).astype(int)
-    estimator = severity.fit(
-        run.experiment.degradation,
+    estimator = blind.fit(
+        experiment.degradation,
         train.fetch_fn(indices)["image"],
-        severity.candidates(levels),
-        jax.random.key(run.experiment.config.seed),
+        blind.candidates(levels),
+        jax.random.key(experiment.config.seed),
     )
-    return severity.estimate(estimator, np.stack([item.image for item in items])).tolist()
+    images = np.stack([item.image for item in items])
+    return blind.estimate(estimator, images).tolist(), "estimated"
 
 
 def batches(items: list[Item], batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """(indices, how many count): of one size each; what fills up a last batch does not count."""
-    by_shape = {}
+    by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, item in enumerate(items):
         by_shape.setdefault(item.image.shape, []).append(i)
     for members in by_shape.values():
@@ -194,67 +214,109 @@ def batches(items: list[Item], batch_size: int) -> Iterator[tuple[np.ndarray, in
             yield np.asarray(members)[part], min(size, len(members) - start)
 
 
-def restore_all(
-    run: building.Run, problem_fn: Callable, items: list[Item], grid: np.ndarray
-) -> int:
-    """Writes every image and says so; returns how many had to be skipped after all."""
-    how = "estimated" if _SEVERITY.value is None and not _DEGRADE.value else "given"
-    from_t = severities(run, items)
-    if _SEVERITY.value is not None and from_t[0] != _SEVERITY.value:
-        how = f"the trained level nearest to {_SEVERITY.value:g}"
-    ts = np.stack([severity.grid_from(t, grid, run.experiment.objective.levels) for t in from_t])
+def restorer(experiment: build.Experiment, sampler_name: str | None) -> Callable:
+    """(operand, key, xt, ts) -> x0 of one image; the operand is (params, problem)."""
+    sampler, objective = build.sampler(experiment, sampler_name), experiment.objective
+
+    def restore(operand, key, xt, ts):
+        params, problem = operand
+        restore_fn = restorers.restorer(objective, params, problem, objective.num_classes)
+        return blind.restore(sampler, problem.degradation, restore_fn, key, xt, ts)
+
+    return restore
+
+
+class Walk(NamedTuple):
+    """How all images are restored."""
+
+    restore_fn: Callable  # from `restorer`, over examples
+    problem_fn: Callable  # from `problems`
+    params: Any
+    grid: np.ndarray
+    levels: int | None
+    seed: int
+    degraded: bool  # whether to degrade them first
+
+
+def restore_all(walk: Walk, items: list[Item], from_t: list[float], how: str, size: int) -> int:
+    """Writes every image and says so; returns how many had to be skipped after all.
+
+    size: images at a time.
+    """
+    ts = np.stack([blind.grid_from(t, walk.grid, walk.levels) for t in from_t])
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-        jax.random.key(_SEED.value), np.arange(len(items))
+        jax.random.key(walk.seed), np.arange(len(items))
     )
-    sampler_name = _SAMPLER.value or run.experiment.config.sample.sampler
-    restore_fn = parallel.map_examples(severity.restorer(run, sampler_name))
     degrade_fn = parallel.map_examples(
         lambda D, key, x0, t: degrade(D, x0, t, draw(D, jax.random.fold_in(key, 1), x0))
     )
     skipped = 0
-    for indices, count in batches(items, run.experiment.config.sample.batch_size):
+    for indices, count in batches(items, size):
         xt = np.stack([items[i].image for i in indices])
-        problem = problem_fn(xt.shape[1:])
-        if _DEGRADE.value:
+        problem = walk.problem_fn(xt.shape[1:])
+        if walk.degraded:
             xt = degrade_fn(problem.degradation, keys[indices], xt, ts[indices, 0])
-        x0 = restore_fn((run.state.ema_params, problem), keys[indices], xt, ts[indices])
-        for i, degraded, restored in zip(indices[:count], xt, x0, strict=False):
+        x0 = walk.restore_fn((walk.params, problem), keys[indices], xt, ts[indices])
+        for i, before, restored in zip(indices[:count], xt, x0, strict=False):
             item = items[i]
             if not np.all(np.isfinite(restored)):
                 print(f"skipped {item.name}: its restoration is not finite", file=sys.stderr)
                 skipped += 1
                 continue
-            if _DEGRADE.value:
-                images.write(item.degraded, degraded)
+            if walk.degraded:
+                images.write(item.degraded, before)
             images.write(item.output, restored)
-            size = "x".join(map(str, item.image.shape))
+            shape = "x".join(map(str, item.image.shape))
             note = f", {item.note}" if item.note else ""
-            print(f"{item.name}: {size}{note}, severity {from_t[i]:.3g} ({how}) -> {item.output}")
+            print(f"{item.name}: {shape}{note}, severity {from_t[i]:.3g} ({how}) -> {item.output}")
     return skipped
 
 
 def main() -> int:
-    if _SEVERITY.value is not None and not 0 < _SEVERITY.value <= 1:
-        raise common.UsageError(f"--severity must lie in (0, 1]; got {_SEVERITY.value}")
-    run = building.load_run(pathlib.Path(_WORKDIR.value))
-    if run.experiment.image_shape[-1] not in (1, 3):
-        raise common.UsageError(
-            f"images are written with 1 or 3 channels; the run's have "
-            f"{run.experiment.image_shape[-1]}"
+    given, degraded = _SEVERITY.value, _DEGRADE.value
+    if given is not None and not 0 < given <= 1:
+        raise UsageError(f"--severity must lie in (0, 1]; got {given}")
+    given = 1.0 if degraded and given is None else given
+    run = runs.load_run(pathlib.Path(_WORKDIR.value))
+    paths, output = find_inputs(pathlib.Path(_INPUT.value)), pathlib.Path(_OUTPUT.value)
+    experiment, source = run.experiment, run.source
+    if experiment.image_shape[-1] not in (1, 3):
+        raise UsageError(
+            f"images are written with 1 or 3 channels; the run's have {experiment.image_shape[-1]}"
         )
-    problem_fn, config = problems(run), run.experiment.config.sample
-    items, skipped = read_inputs(run, problem_fn)
-    if items:
-        claim_outputs(items)
-        steps = _STEPS.value or config.steps
-        grid = np.asarray(generating.grid(config.grid, steps, run.experiment.degradation))
-        lost = restore_all(run, problem_fn, items, grid)
-        print(f"restored {len(items) - lost} images, skipped {skipped + lost}")
-        skipped += lost
-    else:
+
+    @functools.cache
+    def reach_fn():
+        clean = source.fetch_fn(range(min(64, source.size)))["image"]
+        return 1.0 if degraded else reach(experiment.degradation, clean)
+
+    problem_fn = problems(experiment, run.problem, run.roots, told=given is not None)
+    items, skipped = read_inputs(
+        paths,
+        output,
+        experiment.image_shape,
+        resize=_RESIZE.value,
+        problem_fn=problem_fn,
+        reach_fn=reach_fn,
+    )
+    if not items:
         print(f"restored nothing, skipped {skipped}")
-    return int(skipped > 0)
+        return 1
+    claim_outputs(items, output, degraded=degraded)
+    walk = Walk(
+        parallel.map_examples(restorer(experiment, _SAMPLER.value)),
+        problem_fn,
+        run.state.ema_params,
+        np.asarray(build.grid(experiment, _STEPS.value)),
+        experiment.levels,
+        _SEED.value,
+        degraded,
+    )
+    from_t, how = severities(experiment, run.roots, items, given)
+    lost = restore_all(walk, items, from_t, how, experiment.config.sample.batch_size)
+    print(f"restored {len(items) - lost} images, skipped {skipped + lost}")
+    return int(skipped + lost > 0)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    commands.run(main)

@@ -3,8 +3,8 @@
 python -m experiments.sample --workdir=runs/demo
 python -m experiments.sample --workdir=runs/demo --num=64
 
-The first draws samples.png: clean, degraded, direct and both algorithms. The second starts
-from the run's prior (or from drawn noise, colours, ...) and writes, into --output, the images
+Writes: the first samples.png, clean, degraded, direct and both algorithms. The second starts
+from the run's prior (or from drawn noise, colors, ...) and writes, into --output, the images
 as uint8 arrays in batch_*.npz, grid.png and trajectory.gif. It can be interrupted: the same
 command goes on, and image i depends on --seed and i alone, whatever the batch or the host.
 """
@@ -19,14 +19,16 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from diffjax import parallel
-from experiments import building, common, generating, pictures, restoring
+from diffjax import metrics, parallel
+from diffjax.samplers import SAMPLERS
+from experiments.lib import build, commands, pictures, runs, walks
+from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _COLUMNS = flags.DEFINE_integer("columns", 16, "Held-out images to restore.", lower_bound=1)
 _NUM = flags.DEFINE_integer("num", None, "Images to generate.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the images; none: workdir/generated.")
-_SAMPLER = flags.DEFINE_enum("sampler", None, common.SAMPLERS, "None: the config's.")
+_SAMPLER = flags.DEFINE_enum("sampler", None, tuple(SAMPLERS), "None: the config's.")
 _STEPS = flags.DEFINE_integer("steps", None, "None: the config's.", lower_bound=1)
 _PERTURBATION = flags.DEFINE_float("perturbation", None, "None: the config's.", lower_bound=0)
 _LABEL = flags.DEFINE_integer("label", None, "Class of every image; none: one after another.")
@@ -36,47 +38,33 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the images.", lower_bound=0)
 _GRID_IMAGES, _GIF_IMAGES, _GIF_STATES = 64, 16, 40
 
 
-def draw_restorations(run: building.Run, workdir: pathlib.Path) -> None:
-    batches = list(restoring.restorations(run, _COLUMNS.value))
+def draw_restorations(run: runs.Run, path: pathlib.Path, count: int) -> None:
+    batches = list(
+        walks.restorations(run.experiment, run.state.ema_params, run.problem, run.source, count)
+    )
     rows = {"clean": np.concatenate([clean for clean, _ in batches])}
-    for name in restoring.METHODS:
+    for name in walks.METHODS:
         rows[name] = np.concatenate([outputs[name] for _, outputs in batches])
-    path = workdir / "samples.png"
     pictures.draw_grid(path, list(rows.values()), names=list(rows))
     print(f"wrote {path}")
 
 
-def settings(run: building.Run) -> dict:
-    """What the images depend on, beside the run: kept with them, and compared on resuming."""
-    config, num_classes = run.experiment.config, run.experiment.objective.num_classes
-    given = _LABEL.value is not None or _GUIDANCE.value != 1
-    if given and num_classes is None:
-        raise common.UsageError(
-            "--label and --guidance need a run with config.model.class_conditional"
-        )
-    if _LABEL.value is not None and not 0 <= _LABEL.value < num_classes:
-        raise common.UsageError(f"--label must lie in 0..{num_classes - 1}; got {_LABEL.value}")
-    perturbation = _PERTURBATION.value
-    return {
-        "step": int(run.state.step),
-        "sampler": _SAMPLER.value or config.sample.sampler,
-        "steps": _STEPS.value or config.sample.steps,
-        "grid": config.sample.grid,
-        "perturbation": config.prior.perturbation if perturbation is None else perturbation,
-        "label": _LABEL.value,
-        "guidance": _GUIDANCE.value,
-        "clip": _CLIP.value,
-        "seed": _SEED.value,
-        "batch_size": config.sample.batch_size,
-    }
+def check_label(label: int | None, guidance: float, num_classes: int | None) -> None:
+    """Raises UsageError if the run has no such class, or none at all."""
+    if num_classes is None:
+        if label is not None or guidance != 1:
+            raise UsageError(
+                "--label and --guidance need a run with config.model.class_conditional"
+            )
+    elif label is not None and not 0 <= label < num_classes:
+        raise UsageError(f"--label must lie in 0..{num_classes - 1}; got {label}")
 
 
-def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
+def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> None:
     """Writes the batches that are not there yet, then the pictures of the first."""
-    chosen = settings(run)
     path = output / "settings.json"
     if path.exists() and json.loads(path.read_text()) != chosen:
-        raise common.UsageError(f"{output} holds other images: choose another --output")
+        raise UsageError(f"{output} holds other images: choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(chosen, indent=2) + "\n")
 
@@ -87,7 +75,7 @@ def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
         "guidance": chosen["guidance"],
         "clip": chosen["clip"],
     }
-    make_fn = parallel.map_examples(generating.generator(run, **shared))
+    make_fn = parallel.map_examples(walks.generator(run.experiment, **shared))
     operand = (run.state.ema_params, run.problem, run.prior, jnp.float32(chosen["perturbation"]))
 
     def keys_labels(start, count):
@@ -105,7 +93,7 @@ def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
             batch = output / f"batch_{start:08d}.npz"
             if not batch.exists():
                 keys, labels = keys_labels(start, size)
-                images = pictures.to_uint8(make_fn(operand, keys, labels))
+                images = metrics.to_uint8(make_fn(operand, keys, labels))
                 partial = batch.with_suffix(".partial.npz")
                 np.savez_compressed(
                     partial, image=images[: num - start], label=labels[: num - start]
@@ -118,8 +106,8 @@ def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
     columns = int(np.ceil(np.sqrt(len(first))))
     scale = max(1, 64 // first.shape[1])
     pictures.to_pil(pictures.tile(first, columns), scale).save(output / "grid.png")
-    every = -(-chosen["steps"] // _GIF_STATES)
-    trace_fn = parallel.map_examples(generating.generator(run, **shared, keep_every=every))
+    every = -(-len(build.grid(run.experiment, chosen["steps"])) // _GIF_STATES)
+    trace_fn = parallel.map_examples(walks.generator(run.experiment, **shared, keep_every=every))
     _, trace = trace_fn(operand, *keys_labels(0, min(num, _GIF_IMAGES)))
     pictures.write_gif(output / "trajectory.gif", np.moveaxis(trace.xt, 1, 0))
     print(f"wrote {num:,} images, grid.png and trajectory.gif to {output}")
@@ -127,13 +115,29 @@ def generate(run: building.Run, output: pathlib.Path, num: int) -> None:
 
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
-    run = building.load_run(workdir)
+    run = runs.load_run(workdir)
     if _NUM.value is None:
-        draw_restorations(run, workdir)
-    else:
-        generate(run, pathlib.Path(_OUTPUT.value or workdir / "generated"), _NUM.value)
+        draw_restorations(run, workdir / "samples.png", _COLUMNS.value)
+        return
+    config = run.experiment.config
+    check_label(_LABEL.value, _GUIDANCE.value, run.experiment.objective.num_classes)
+    given = _PERTURBATION.value
+    # What the images depend on, beside the run: kept with them, and compared on resuming.
+    chosen = {
+        "step": int(run.state.step),
+        "sampler": _SAMPLER.value or config.sample.sampler,
+        "steps": len(build.grid(run.experiment, _STEPS.value)) - 1,
+        "grid": config.sample.grid,
+        "perturbation": config.prior.perturbation if given is None else given,
+        "label": _LABEL.value,
+        "guidance": _GUIDANCE.value,
+        "clip": _CLIP.value,
+        "seed": _SEED.value,
+        "batch_size": config.sample.batch_size,
+    }
+    generate(run, pathlib.Path(_OUTPUT.value or workdir / "generated"), _NUM.value, chosen)
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    common.run(main)
+    commands.run(main)

@@ -2,8 +2,9 @@
 
 python -m experiments.strips --config=experiments/configs/mnist_deblur.py --output=runs/mnist_strip
 
-Of a config's degradation over a few held-out images: strip.png and strip.gif. Without
---config, of every family on a photograph that comes with scikit-learn: gallery.png and .gif.
+Writes, into --output: of a config's degradation over a few held-out images, strip.png and
+strip.gif; without --config, of every family on a photograph that comes with scikit-learn,
+gallery.png and gallery.gif.
 """
 
 import pathlib
@@ -17,9 +18,11 @@ from ml_collections import config_flags
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from diffjax import hot, schedules
-from diffjax.degradations import Degradation, degrade, draw
-from experiments import building, common, pictures
+from diffjax import schedules
+from diffjax.degradations.base import Degradation, degrade, draw
+from diffjax.degradations.noise import animorph
+from experiments.lib import build, commands, pictures
+from experiments.lib.config import resolve
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; none: every family.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the pictures; made if absent.")
@@ -72,15 +75,15 @@ def families(size: int) -> dict[str, dict]:
         "decolor": gray,
         "snow": {"family": "snow", "steps": 200, "level": 4},
         "animorph": {"family": "animorph"},
-        "interpolate": {"family": "interpolate", "end": heat, "noise": 0.05},
+        "bridge": {"family": "bridge", "end": heat, "noise": 0.05},
         "compose": {"family": "compose", "first": gray, "second": blur},
     }
 
 
-def of_config(config: ml_collections.ConfigDict):
+def of_config(config: ml_collections.ConfigDict, count: int):
     """One row an image: (label, degradation, key, clean image)."""
-    experiment, source = building.build(config, "test")
-    clean = source.fetch_fn(range(min(_IMAGES.value, source.size)))["image"]
+    experiment, source = build.build(config, "test")
+    clean = source.fetch_fn(range(min(count, source.size)))["image"]
     keys = jax.random.split(jax.random.key(config.seed), len(clean))
     return [("", experiment.degradation, key, x0) for key, x0 in zip(keys, clean, strict=True)]
 
@@ -90,11 +93,9 @@ def of_families(size: int):
     rows = []
     for name, settings in families(size).items():
         if settings["family"] == "animorph":
-            degradation = hot.animorph(flower.shape, images=china[None])
+            degradation = animorph(flower.shape, images=china[None])
         else:
-            degradation = building.build_degradation(
-                ml_collections.ConfigDict(settings), flower.shape
-            )
+            degradation = build.build_degradation(ml_collections.ConfigDict(settings), flower.shape)
         rows.append((name, degradation, jax.random.key(0), flower))
     return rows
 
@@ -103,7 +104,7 @@ def main() -> None:
     if _CONFIG.value is None:
         name, rows = "gallery", of_families(_SIZE.value)
     else:
-        name, rows = "strip", of_config(common.resolve(_CONFIG.value))
+        name, rows = "strip", of_config(resolve(_CONFIG.value), _IMAGES.value)
     output = pathlib.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     # The frames of the animation; the still shows some of them, so that each is made once.
@@ -123,4 +124,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("output")
-    common.run(main)
+    commands.run(main)

@@ -1,22 +1,30 @@
 """Trains a restorer; run again in the same workdir, it goes on where it stopped.
 
 python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=runs/demo
+
+Writes, into the workdir: config.json, fitted/, checkpoints/, metrics.jsonl, tensorboard/, and at
+the end loss.png and severity.png. --init=OTHER starts from the averaged parameters of another
+run: to train a finished run longer, or at another setting.
 """
 
 import functools
 import pathlib
 import signal
 import sys
+from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from diffjax import checkpoints, data, parallel, training
-from experiments import building, common, pictures, records
+from diffjax.restorers import Problem
+from experiments.lib import build, commands, pictures, records, runs
+from experiments.lib.config import resolve
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
+_INIT = flags.DEFINE_string("init", None, "Folder of a run to start from.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod first.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -24,15 +32,18 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> int:
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
-    config = common.resolve(_CONFIG.value)
-    common.check_batch_size(config)
-    experiment, source = building.build(config, "train")
+    config = resolve(_CONFIG.value)
+    runs.check_batch_size(config)
     workdir = pathlib.Path(_WORKDIR.value)
-    common.claim_workdir(workdir, config)
-    problem = building.problem(experiment, building.fit_or_load(experiment, source, workdir))
+    roots = runs.known_roots(workdir)
+    experiment, source = build.build(config, "train", roots)
+    init = None if _INIT.value is None else runs.averaged_params(_INIT.value, experiment)
+    runs.claim(workdir, config, roots)
+    fitted = runs.fit_or_load(experiment, source, workdir)
+    problem = build.problem(experiment, fitted["wiener"])
     manager = checkpoints.open_manager(workdir / "checkpoints", keep=config.run.keep)
     try:
-        return train(experiment, source, problem, workdir, manager)
+        return train(experiment, source, problem, workdir, manager, init)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -40,20 +51,36 @@ def main() -> int:
         manager.close()
 
 
-def train(experiment: building.Experiment, source: data.Source, problem, workdir, manager) -> int:
+def start(experiment: build.Experiment, manager, init: Any) -> training.TrainState:
+    """The state to go on from: the latest checkpoint's, or the first."""
+    state = checkpoints.load(manager, jax.eval_shape(experiment.initial_state))
+    if state is not None:
+        return state
+    if init is None:
+        return experiment.initial_state()
+    return training.create_state(init, experiment.optimizer)
+
+
+def train(
+    experiment: build.Experiment,
+    source: data.Source,
+    problem: Problem,
+    workdir: pathlib.Path,
+    manager,
+    init: Any = None,
+) -> int:
     """Runs the steps that are left; returns the exit status."""
     config = experiment.config
-    state = checkpoints.restore(manager, jax.eval_shape(experiment.initial_state))
-    state = experiment.initial_state() if state is None else state
-    start, steps = int(state.step), config.train.steps
+    state = start(experiment, manager, init)
+    first, steps = int(state.step), config.train.steps
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say = print if jax.process_index() == 0 else (lambda *_: None)
     say(
-        f"{common.describe_device()} | {config.data.name}: {source.size:,} images "
+        f"{runs.describe_device()} | {config.data.name}: {source.size:,} images "
         f"{'x'.join(map(str, source.image_shape))} | {config.degradation.family} | "
-        f"{count:,} parameters | steps {start:,} to {steps:,}"
+        f"{count:,} parameters | steps {first:,} to {steps:,}"
     )
-    if start >= steps:
+    if first >= steps:
         say(f"complete: {workdir} holds all {steps:,} steps")
         return 0
 
@@ -66,14 +93,13 @@ def train(experiment: building.Experiment, source: data.Source, problem, workdir
         )
     )
     key = jax.random.key(config.seed + 1)
-    state = parallel.replicate(state)
-    problem = parallel.replicate(problem)
+    state, problem = parallel.replicate(state), parallel.replicate(problem)
     batches = data.batches(
-        source, batch_size=config.train.batch_size, seed=config.seed, start=start
+        source, batch_size=config.train.batch_size, seed=config.seed, start=first
     )
     stop = _StopSignal()
-    with records.Log(workdir, start, steps, config.train.batch_size) as log:
-        for step in range(start + 1, steps + 1):
+    with records.Log(workdir, first, steps, config.train.batch_size) as log:
+        for step in range(first + 1, steps + 1):
             state, metrics = step_fn(state, parallel.shard(next(batches)), key, problem)
             log.add(metrics)
             stopping = stop.received  # read once: a later signal must wait for the next save
@@ -118,4 +144,4 @@ class _StopSignal:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    commands.run(main)

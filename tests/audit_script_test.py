@@ -1,5 +1,5 @@
 """The audit as a user runs it. Oracles: the documented exit statuses, and a run that cannot
-have learnt anything, its learning rate being zero.
+have learned anything, its learning rate being zero.
 """
 
 import json
@@ -11,7 +11,8 @@ import sys
 import pytest
 from PIL import Image
 
-from diffjax import diagnostics, verdicts
+from diffjax.auditing.audit import Audit
+from diffjax.auditing.checks import Check
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.train.batch_size=16"]
@@ -71,5 +72,5 @@ def test_a_folder_without_a_run(run_script, tmp_path):
 
 @pytest.mark.parametrize(("status", "expected"), [("pass", 0), ("warn", 0), ("fail", 1)])
 def test_the_exit_status(status, expected):
-    check = verdicts.Check("scale", status, 1.0, "> 1.01", "one sentence")
-    assert diagnostics.Audit([check], {}).failed == bool(expected)
+    check = Check("scale", status, 1.0, "> 1.01", "one sentence")
+    assert Audit([check], {}).failed == bool(expected)

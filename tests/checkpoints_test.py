@@ -40,7 +40,7 @@ def test_round_trip_of_a_state(tmp_path):
     with opened(tmp_path) as manager:
         checkpoints.save(manager, 5, on_host(state))
     with opened(tmp_path) as manager:
-        restored = checkpoints.restore(manager, jax.eval_shape(lambda: state))
+        restored = checkpoints.load(manager, jax.eval_shape(lambda: state))
     chex.assert_trees_all_equal(restored, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(restored, state)
     assert isinstance(restored, training.TrainState)
@@ -52,8 +52,8 @@ def test_keeps_the_newest(tmp_path):
             checkpoints.save(manager, step, on_host(a_state(step)))
     assert {path.name for path in tmp_path.iterdir()} == {"3", "4"}
     with opened(tmp_path, keep=2) as manager:
-        latest = checkpoints.restore(manager, a_state(0))
-        older = checkpoints.restore(manager, a_state(0), step=3)
+        latest = checkpoints.load(manager, a_state(0))
+        older = checkpoints.load(manager, a_state(0), step=3)
     chex.assert_trees_all_equal(latest, a_state(4))
     chex.assert_trees_all_equal(older, a_state(3))
 
@@ -63,12 +63,12 @@ def test_a_step_is_saved_once(tmp_path):
         checkpoints.save(manager, 1, on_host(a_state(1)))
         checkpoints.save(manager, 1, on_host(a_state(2)))
     with opened(tmp_path) as manager:
-        chex.assert_trees_all_equal(checkpoints.restore(manager, a_state(0)), a_state(1))
+        chex.assert_trees_all_equal(checkpoints.load(manager, a_state(0)), a_state(1))
 
 
 def test_nothing_saved_is_none(tmp_path):
     with opened(tmp_path / "new") as manager:
-        assert checkpoints.restore(manager, a_state(0)) is None
+        assert checkpoints.load(manager, a_state(0)) is None
 
 
 def test_a_save_that_was_cut_short_is_not_seen(tmp_path):
@@ -77,7 +77,7 @@ def test_a_save_that_was_cut_short_is_not_seen(tmp_path):
     # What orbax leaves when the process dies before it renames the folder to "2".
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
     with opened(tmp_path) as manager:
-        chex.assert_trees_all_equal(checkpoints.restore(manager, a_state(0)), a_state(1))
+        chex.assert_trees_all_equal(checkpoints.load(manager, a_state(0)), a_state(1))
 
 
 RESTORE_ON_ONE = """
@@ -89,7 +89,7 @@ import checkpoints_test
 from diffjax import checkpoints
 assert jax.device_count() == 1, jax.devices()
 with checkpoints_test.opened(sys.argv[1]) as manager:
-    state = checkpoints.restore(manager, checkpoints_test.a_state(0))
+    state = checkpoints.load(manager, checkpoints_test.a_state(0))
 np.savez(sys.argv[2], *jax.tree.leaves(state))
 """
 

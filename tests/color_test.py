@@ -1,11 +1,14 @@
-"""Oracles: colour mixes worked out by hand, and numpy in float64."""
+"""Oracles: color mixes worked out by hand, and numpy in float64."""
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.operators import color
+from diffjax.degradations import color
+from diffjax.degradations.base import degrade
 
 
 def test_decolor_table_by_hand():
@@ -42,3 +45,29 @@ def test_another_number_of_channels_raises():
     table = jnp.asarray(color.decolor_table([0.5], 3), jnp.float32)
     with pytest.raises(AssertionError):
         color.degrade_color(table, jnp.zeros((4, 4, 1)), jnp.float32(1))
+
+
+def test_decolor_weights_by_hand():
+    x0 = np.array([[[0.9, 0.3, -0.6]]], np.float32)  # mean 0.2
+    linear = color.decolor(x0.shape, steps=4)
+    np.testing.assert_allclose(degrade(linear, x0, 0.25), [[[0.725, 0.275, -0.4]]], atol=1e-6)
+    gray = np.asarray(degrade(linear, x0, 1.0))
+    assert gray[0, 0, 0] == gray[0, 0, 1] == gray[0, 0, 2]
+    constant = color.decolor(x0.shape, steps=2, schedule="constant", factor=0.5)
+    np.testing.assert_allclose(degrade(constant, x0, 1.0), [[[0.375, 0.225, 0.0]]], atol=1e-6)
+    ended = color.decolor(x0.shape, steps=2, schedule="constant", factor=0.5, gray_at_end=True)
+    np.testing.assert_allclose(degrade(ended, x0, 1.0), [[[0.2, 0.2, 0.2]]], atol=1e-6)
+    np.testing.assert_allclose(degrade(ended, x0, 0.5), [[[0.55, 0.25, -0.2]]], atol=1e-6)
+
+
+WRONG = [
+    ({"steps": 0}, "steps must be positive"),
+    ({"steps": 2, "schedule": "cosine"}, "schedule must be linear or constant"),
+    ({"steps": 2, "schedule": "constant", "factor": 1.0}, "factor must lie in"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_an_argument_that_cannot_be_raises(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        color.decolor((8, 8, 3), **arguments)

@@ -14,14 +14,44 @@ import numpy as np
 import pytest
 
 from diffjax import data
-from experiments import building, common
+from experiments.lib import build, runs
+from experiments.lib.config import resolve
 
-FOLDER = pathlib.Path(building.__file__).parent / "configs"
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "configs"
 NAMES = sorted(
     path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "default")
 )
 SIZES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 CELEBA = (128, 128, 3)
+# T of the papers, and ours of the digits: trained at, and walked back in.
+STEPS = {
+    "celeba_animorph": (200, 200),
+    "celeba_blur_generation": (300, 300),
+    "celeba_deblur": (200, 200),
+    "celeba_decolor": (20, 20),
+    "celeba_inpaint": (100, 100),
+    "celeba_inpaint_generation": (750, 750),
+    "celeba_noise": (200, 200),
+    "celeba_snow": (200, 200),
+    "celeba_superres": (4, 4),
+    "celeba_superres_generation": (6, 6),
+    "cifar10_deblur": (50, 50),
+    "cifar10_decolor": (20, 20),
+    "cifar10_heat": (200, 200),
+    "cifar10_inpaint": (50, 50),
+    "cifar10_snow": (200, 200),
+    "cifar10_superres": (3, 3),
+    "digits_blur_generation": (20, 20),
+    "digits_deblur": (10, 10),
+    "digits_heat": (50, 50),
+    "digits_inpaint": (10, 10),
+    "digits_noise": (None, 100),  # any severity
+    "digits_superres": (2, 2),
+    "mnist_deblur": (20, 20),
+    "mnist_heat": (100, 100),
+    "mnist_inpaint": (50, 50),
+    "mnist_superres": (3, 3),
+}
 
 
 def blank_images(name, split, *, directory=None, image_size=None):
@@ -40,7 +70,7 @@ def module(name):
 def built(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", blank_images)
-        experiment, _ = building.build(common.resolve(module(name).get_config()), "train")
+        experiment, _ = build.build(resolve(module(name).get_config()), "train")
     return experiment
 
 
@@ -58,12 +88,13 @@ def test_config_builds_and_severities_are_the_tables(name):
     shape = SIZES.get(config.data.name, CELEBA)
     size = config.data.image_size
     assert experiment.image_shape == (shape if size is None else (size, size, shape[2]))
-    if not name.startswith("digits"):  # a paper's T, trained and walked back in T steps
-        assert config.train.levels == config.sample.steps
+    # Trained and walked back at the T of the degradation, which no config repeats.
+    trained, walked = STEPS[name]
+    assert (experiment.levels, len(build.grid(experiment)) - 1) == (trained, walked)
     # A smoke run of it resolves as well.
     smoke = module(name).get_config()
     smoke.smoke = True
-    common.resolve(smoke)
+    resolve(smoke)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,14 +102,14 @@ def test_config_survives_its_json(name, tmp_path, monkeypatch):
     class Read(Exception):
         pass
 
-    def stop(config, split):
+    def stop(config, split, roots):
         raise Read(config)
 
-    config = common.resolve(module(name).get_config())
-    common.claim_workdir(tmp_path / "run", config)
-    monkeypatch.setattr(building, "build", stop)
+    config = resolve(module(name).get_config())
+    runs.claim(tmp_path / "run", config, {})
+    monkeypatch.setattr(build, "build", stop)
     with pytest.raises(Read) as read:
-        building.load_run(tmp_path / "run")
+        runs.load_run(tmp_path / "run")
     read = read.value.args[0].copy_and_resolve_references()
     assert read.to_dict() == config.to_dict()
 
@@ -177,7 +208,7 @@ def test_snow(name, shape, level):
 def test_decolor(name, shape):
     experiment = built(name)
     assert experiment.image_shape == shape
-    # Half of the colour is left half way: half of the identity and half of the mean.
+    # Half of the color is left half way: half of the identity and half of the mean.
     expected = np.full((3, 3), 1 / 6) + np.eye(3) / 2
     assert len(experiment.degradation.params) == 20
     np.testing.assert_allclose(experiment.degradation.params[9], expected, atol=1e-6)
@@ -206,7 +237,7 @@ def test_heat(name, shape, levels, sigma_max, delta):
     assert len(params.stds) == levels + 1  # level 0 is the image
     np.testing.assert_allclose(params.stds[np.array([0, 1, -1])], [0, 0.5, sigma_max], rtol=1e-6)
     np.testing.assert_allclose(params.noise, 2 * 0.01)
-    assert config.sample.delta == delta
+    assert config.sample.settings.delta == delta
     # The bank's noise and the start's together are the sampler's.
     np.testing.assert_allclose(np.hypot(0.02, config.prior.perturbation), delta, rtol=1e-3)
     assert (config.train.prediction, config.train.loss) == ("previous", "l2")

@@ -160,17 +160,17 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     np.testing.assert_array_equal(in_bytes(image[..., 0]), [[0, 1], [100, 255]])
 
 
-def test_colour_among_grey_takes_the_first_images_kind(tmp_path):
-    grey = np.full((4, 4), 100, np.uint8)
-    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "0.png")
-    Image.fromarray(grey).save(tmp_path / "1.png")
-    Image.fromarray(grey).save(tmp_path / "2.png")
+def test_color_among_gray_takes_the_first_images_kind(tmp_path):
+    gray = np.full((4, 4), 100, np.uint8)
+    Image.fromarray(np.stack([gray] * 3, -1)).save(tmp_path / "0.png")
+    Image.fromarray(gray).save(tmp_path / "1.png")
+    Image.fromarray(gray).save(tmp_path / "2.png")
     images = load_folder(tmp_path).fetch_fn([0, 1])["image"]
     assert images.shape == (2, 4, 4, 3)
     np.testing.assert_array_equal(in_bytes(images), 100)
 
 
-def test_image_size_resizes_the_shorter_side_and_cuts_the_centre(tmp_path):
+def test_image_size_resizes_the_shorter_side_and_cuts_the_center(tmp_path):
     # Columns 0..2 and 9..11 black, a white square of 6 in the middle: what remains is white.
     wide = np.zeros((6, 12), np.uint8)
     wide[:, 3:9] = 255
@@ -307,7 +307,7 @@ def test_tfds_resized(little):
     assert source.fetch_fn([0, 1])["image"].shape == (2, 4, 4, 1)
 
 
-def test_tfds_of_many_sizes_in_colour(tmp_path):
+def test_tfds_of_many_sizes_in_color(tmp_path):
     images = [RNG.integers(0, 256, (6, width, 3), dtype=np.uint8) for width in (6, 6, 9)]
     examples = [{"image": png(image)} for image in images]
     splits = {"train": examples, "test": examples[:2]}

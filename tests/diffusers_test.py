@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import noise_process
 
-from diffjax import samplers, schedules, solvers
+from diffjax import samplers, schedules
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -44,25 +45,14 @@ def start():
 
 def ours(sampler, schedule_fn, xT, ts):
     """Every state of diffjax's walk."""
-
-    def degrade_fn(x0, t, omega):
-        alpha, sigma = schedule_fn(t)
-        return alpha * x0 + sigma * omega
-
-    def infer_fn(xt, t, x0_hat, omega):
-        alpha, sigma = schedule_fn(t)
-        return (xt - alpha * x0_hat) / sigma
-
     _, trajectory = samplers.sample(
         sampler,
-        network,
-        degrade_fn,
-        infer_fn,
+        noise_process(schedule_fn, network),
         KEY,
         jnp.asarray(xT),
         jnp.asarray(ts, jnp.float32),
         jnp.zeros(SHAPE),
-        trajectory=1,
+        keep_every=1,
     )
     return np.asarray(trajectory.xt)
 
@@ -104,9 +94,15 @@ def test_schedules():
         alpha_bar = scheduler.alphas_cumprod.numpy()
         agree(np.asarray(alpha), np.sqrt(alpha_bar))
         agree(np.asarray(sigma), np.sqrt(1 - alpha_bar))
-    scheduler.set_timesteps(STEPS)
-    ts = [severity(scheduler, i) for i in range(STEPS)]
-    agree(np.asarray(schedules.trailing_grid(STEPS)[:-1]), ts)
+
+
+@pytest.mark.parametrize("steps", [7, 10, 50])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_spacings(spacing, steps):
+    scheduler = diffusers.DDIMScheduler(**LINEAR | {"timestep_spacing": spacing})
+    scheduler.set_timesteps(steps)
+    ts = [severity(scheduler, i) for i in range(steps)]
+    agree(np.asarray(samplers.GRIDS[spacing](steps, levels=LEVELS)), np.append(ts, 0))
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim, eta 0.5", "ddim, eta 1"])
@@ -131,7 +127,7 @@ def test_ddpm_and_ddim(name, monkeypatch):
         lambda x, i: network(x, severity(scheduler, i), torch),
         **arguments,
     )
-    agree(ours(sampler, schedules.linear, start(), schedules.trailing_grid(STEPS)), other)
+    agree(ours(sampler, schedules.linear, start(), samplers.trailing_grid(STEPS)), other)
 
 
 def test_euler():
@@ -145,8 +141,8 @@ def test_euler():
 
     other = theirs(scheduler, start() / np.float32(alpha[0]), predict)
     other = other * alpha[:, None, None, None]
-    ts = schedules.trailing_grid(STEPS)
-    agree(ours(solvers.euler(), schedules.linear, start(), ts), other)
+    ts = samplers.trailing_grid(STEPS)
+    agree(ours(samplers.euler(), schedules.linear, start(), ts), other)
 
 
 def test_heun_on_karras_levels():
@@ -165,7 +161,7 @@ def test_heun_on_karras_levels():
     def variance_exploding(t):
         return jnp.ones_like(t), sigma_max * t
 
-    ts = schedules.karras_grid(variance_exploding, STEPS, sigma_min=sigma_min, sigma_max=sigma_max)
+    ts = samplers.karras_grid(variance_exploding, STEPS, sigma_min=sigma_min, sigma_max=sigma_max)
     # Each level but the first stands twice there: once as a goal, once as a start.
     agree(np.asarray(sigma_max * ts), np.append(levels[0], levels[1::2]))
 
@@ -173,7 +169,7 @@ def test_heun_on_karras_levels():
         return (x - network(x, float(levels[i]) / sigma_max, torch)) / float(levels[i])
 
     other = theirs(scheduler, start() * sigma_max, predict)
-    mine = ours(solvers.heun(), variance_exploding, start() * sigma_max, ts)
+    mine = ours(samplers.heun(), variance_exploding, start() * sigma_max, ts)
     # Euler's guesses lie between; the first states are as large as sigma_max.
     other = np.concatenate([other[:1], other[2::2], other[-1:]])
     scale = np.maximum(1, np.asarray(sigma_max * ts))[:, None, None, None]
@@ -187,16 +183,15 @@ def test_dpm_solver_2m(steps):
     )
     scheduler.set_timesteps(steps)
     other = theirs(scheduler, start(), lambda x, i: network(x, severity(scheduler, i), torch))
-    ts = schedules.trailing_grid(steps)
-    agree(ours(solvers.dpm_solver_2m, schedules.linear, start(), ts), other)
+    ts = samplers.trailing_grid(steps)
+    agree(ours(samplers.dpm_solver_2m, schedules.linear, start(), ts), other)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_euler(shift):
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=LEVELS, shift=shift)
-    u = np.linspace(1, 0, STEPS + 1)
-    scheduler.set_timesteps(sigmas=u[:-1])
-    ts = shift * u / (1 + (shift - 1) * u)  # a t / (1 + (a - 1) t)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0, STEPS + 1)[:-1])
+    ts = samplers.shifted_grid(STEPS, shift=shift)
     agree(ts, scheduler.sigmas.numpy())
 
     def predict(x, i):
@@ -204,4 +199,4 @@ def test_flow_euler(shift):
         return (x - network(x, t, torch)) / t
 
     other = theirs(scheduler, start(), predict)
-    agree(ours(samplers.flow_euler, schedules.flow, start(), ts), other)
+    agree(ours(samplers.ddim(), schedules.flow, start(), ts), other)

@@ -16,9 +16,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffjax import data, training
+from diffjax.degradations.families import FAMILIES
 from diffjax.models import unet
-from experiments import building, common, generating, restoring
 from experiments.configs import celeba_deblur, default
+from experiments.lib import build, walks
+from experiments.lib.config import resolve
 
 BLUR = {"family": "gaussian_blur", "stds": (0.8,) * 4, "kernel_size": 5}
 HEAT = {"family": "heat", "sigma_max": 4.0, "levels": 4, "noise": 0.02}
@@ -40,13 +42,13 @@ CASES = {
     "decolor": {"family": "decolor", "steps": 4},
     "snow": {"family": "snow", "steps": 4},
     "animorph": {"family": "animorph", "images": {"name": "digits"}},
-    "interpolate": {"family": "interpolate", "end": BLUR, "noise": 0.05},
+    "bridge": {"family": "bridge", "end": BLUR, "noise": 0.05},
     "compose": {"family": "compose", "first": FADE, "second": HEAT},
 }
 
 
 def test_every_family_has_a_case():
-    assert {settings["family"] for settings in CASES.values()} == set(building.FAMILIES)
+    assert {settings["family"] for settings in CASES.values()} == set(FAMILIES)
 
 
 class Dense(nn.Module):
@@ -69,7 +71,7 @@ def smoke_config(settings):
     config.smoke = True
     config.train.levels = 4
     config.degradation = settings
-    return common.resolve(config)
+    return resolve(config)
 
 
 def train(experiment, source, problem):
@@ -103,25 +105,25 @@ def test_family_trains_and_samples(case, tmp_path):
             image = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(image).save(tmp_path / f"{i:02}.png")
         config.data.update(name="folder", directory=str(tmp_path))
-    experiment, source = building.build(config, "train")
-    fitted = building.fit(experiment, source)
-    problem = building.problem(experiment, fitted)
+    experiment, source = build.build(config, "train")
+    fitted = build.fit(experiment, source)
+    problem = build.problem(experiment, fitted["wiener"])
     state = train(experiment, source, problem)
 
-    _, held_out = building.build(config, "test")
-    run = building.Run(experiment, held_out, state, problem, fitted["prior"])
+    _, held_out = build.build(config, "test")
     shape = experiment.image_shape
-    ((clean, outputs),) = restoring.restorations(run, 3)
-    assert set(outputs) == set(restoring.METHODS)
+    ((clean, outputs),) = walks.restorations(experiment, state.ema_params, problem, held_out, 3)
+    assert set(outputs) == set(walks.METHODS)
     for images in (clean, *outputs.values()):
         assert images.shape == (3, *shape)
         assert np.all(np.isfinite(images))
 
     make_fn = jax.jit(
-        generating.generator(run, sampler_name=config.sample.sampler, steps=2),
+        walks.generator(experiment, sampler_name=config.sample.sampler, steps=2),
         compiler_options=QUICKLY,
     )
-    operand = (state.ema_params, problem, run.prior, jnp.float32(config.prior.perturbation))
+    perturbation = jnp.float32(config.prior.perturbation)
+    operand = (state.ema_params, problem, fitted["prior"], perturbation)
     image = make_fn(operand, jax.random.key(2), jnp.int32(0))
     assert image.shape == shape
     assert np.all(np.isfinite(image))
@@ -130,7 +132,7 @@ def test_family_trains_and_samples(case, tmp_path):
 def test_celeba_loads():
     # Random images with CelebA's features and sizes.
     with tfds.testing.mock_data(num_examples=3):
-        _, source = building.build(common.resolve(celeba_deblur.get_config()), "test")
+        _, source = build.build(resolve(celeba_deblur.get_config()), "test")
         images = source.fetch_fn([0, 2])["image"]
     assert source.num_classes is None
     assert images.shape == (2, 128, 128, 3)

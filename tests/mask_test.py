@@ -1,11 +1,16 @@
 """Oracles: masks of a few pixels worked out by hand, and counts in closed form."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.operators import mask
+from diffjax.degradations import mask
+from diffjax.degradations.base import degrade
+
+SHAPE = (8, 8, 3)
 
 # 1 - exp(-d^2 / 2) at d^2 = 1, 2, 4, 5, 8.
 SIDE, CORNER, TWO, KNIGHT, FAR = (
@@ -18,7 +23,7 @@ SIDE, CORNER, TWO, KNIGHT, FAR = (
 
 
 def test_fade_table_by_hand():
-    # 4 x 4, centre at [1, 1]: the hole of an even image lies above and left of its middle.
+    # 4 x 4, center at [1, 1]: the hole of an even image lies above and left of its middle.
     once = np.array(
         [
             [CORNER, SIDE, CORNER, KNIGHT],
@@ -84,8 +89,8 @@ def test_draws_cover_their_range():
     assert set(corners[:, 1]) == {0, 1}
 
 
-def test_box_grows_about_its_centre():
-    # 6 x 8 box with its corner at [1, 2] on 9 x 12; at t = 0.4 the pixel centres within
+def test_box_grows_about_its_center():
+    # 6 x 8 box with its corner at [1, 2] on 9 x 12; at t = 0.4 the pixel centers within
     # 0.4 of the half sides 3 and 4 are those at 0.5 of 1.2 rows, 0.5 and 1.5 of 1.6 columns.
     tau = mask.box_loss_time(jnp.array([1, 2]), jnp.array([6, 8]), (9, 12))
     for t, rows, cols in [(1.0, (1, 7), (2, 10)), (0.4, (3, 5), (4, 8))]:
@@ -112,3 +117,55 @@ def test_shapes_that_differ_raise():
         mask.cover(jnp.zeros((4, 4, 3)), jnp.ones((4, 5)), jnp.zeros(3))
     with pytest.raises(AssertionError):
         mask.cover(jnp.zeros((4, 4, 3)), jnp.ones((4, 4)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize(("shape", "hole"), [((8, 6, 1), (3, 2)), ((7, 5, 3), (3, 2))])
+def test_fade_is_centered_above_and_left_of_the_middle(shape, hole):
+    x0 = jnp.ones(shape)
+    xt = np.asarray(degrade(mask.fade(shape, stds=[0.5]), x0, 1.0))
+    assert {tuple(place[:2]) for place in np.argwhere(xt == 0).tolist()} == {hole}
+
+
+def test_reverse_fade_ends_in_the_color_exactly():
+    x0 = np.random.default_rng(0).uniform(-1, 1, SHAPE).astype(np.float32)
+    constant = mask.fade(SHAPE, stds=[1, 2], color=[0.1, -0.3, 0.7], reverse=True)
+    expected = np.broadcast_to(np.float32([0.1, -0.3, 0.7]), SHAPE)
+    np.testing.assert_array_equal(degrade(constant, x0, 1.0), expected)
+    # One step of two: what is kept is what one hole of std 1 destroys, so the center stays.
+    xt = degrade(constant, x0, 0.5)
+    np.testing.assert_array_equal(xt[3, 3], x0[3, 3])
+    kept = np.exp(-0.5 * (1 + 4))  # at [4, 5], 1 and 2 pixels away
+    np.testing.assert_allclose(xt[4, 5], kept * x0[4, 5] + (1 - kept) * expected[4, 5], atol=1e-6)
+
+
+def test_masks_of_ones_own_by_hand():
+    x0, own = jnp.full((1, 3, 1), 0.8), [[[0.0], [0.5], [1.0]]]
+    hard = mask.mask(x0.shape, mask=own, fill=-1.0)
+    soft = mask.mask(x0.shape, mask=own, fill=-1.0, soft=True)
+    at_half, at_one = ([degrade(d, x0, t)[0, :, 0] for d in (hard, soft)] for t in (0.5, 1.0))
+    np.testing.assert_allclose(at_half, [[0.8, 0.8, -1], [0.8, 0.35, -0.1]], atol=1e-6)
+    np.testing.assert_allclose(at_one, [[0.8, -1, -1], [0.8, -0.1, -1]], atol=1e-6)
+
+
+WRONG = [
+    (mask.fade, {"stds": []}, "stds must list one number a step"),
+    (mask.fade, {"stds": [-1.0]}, "stds must be positive"),
+    (mask.fade, {"stds": [1.0], "place": "corner"}, "place must be center or random"),
+    (mask.fade, {"stds": [1.0], "color": "red"}, "color must be drawn, one number"),
+    (mask.fade, {"stds": [1.0], "color": [0, 0]}, "color must be one number or one a"),
+    (mask.mask, {}, "mask takes one of mask, fraction and size; got 0"),
+    (mask.mask, {"fraction": 0.5, "size": 3}, "mask takes one of"),
+    (mask.mask, {"mask": np.ones((8, 7))}, "mask must have shape (8, 8)"),
+    (mask.mask, {"mask": np.full((8, 8), 2.0)}, "mask must lie in [0, 1]"),
+    (mask.mask, {"fraction": 0.0}, "fraction must lie in (0, 1]"),
+    (mask.mask, {"fraction": 1.5}, "fraction must lie in (0, 1]"),
+    (mask.mask, {"size": (4, 9)}, "size must be positive and fit the 8 x 8 image"),
+    (mask.mask, {"size": 0}, "size must be positive and fit"),
+    (mask.mask, {"fraction": 0.5, "fill": [0, 0]}, "fill must be one number"),
+]
+
+
+@pytest.mark.parametrize(("constructor", "arguments", "message"), WRONG)
+def test_an_argument_that_cannot_be_raises(constructor, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        constructor(SHAPE, **arguments)

@@ -45,6 +45,16 @@ def test_to_unit_rescales_and_clips():
     np.testing.assert_array_equal(metrics.to_unit(x), [0, 0, 0.5, 0.75, 1, 1])
 
 
+def test_to_uint8_rounds_and_clips():
+    # (x + 1) 127.5: 0.2 is 153, 0.005 is 128.1375, -0.999 is 0.1275.
+    got = metrics.to_uint8(np.array([-1.5, -1.0, -0.999, 0.005, 0.2, 1.0, 7.0]))
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, [0, 0, 0, 128, 153, 255, 255])
+    # All 256 values of a file come back.
+    levels = np.arange(256)
+    np.testing.assert_array_equal(metrics.to_uint8((levels / 127.5 - 1).astype(np.float32)), levels)
+
+
 def test_mse_and_psnr_by_hand():
     # Squared differences 0.04, 0, 0.01, 0.25 have the mean 0.075; -10 log10 of it is 11.2493874.
     image = jnp.array([0.5, 0.25, 1.0, 0.0]).reshape(2, 2, 1)

@@ -11,15 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax import losses, parallel, times, training
-from diffjax.degradations import Degradation
+from diffjax import losses, parallel, restorers, time_sampling, training
+from diffjax.degradations.base import Degradation, draw_noise
 
 COUNT = jax.local_device_count()
-
-
-def normal(params, key, x0):
-    del params
-    return jax.random.normal(key, x0.shape)
 
 
 def noising(params, x0, t, omega):
@@ -37,7 +32,9 @@ def test_two_devices_train_as_one_does():
     optimizer = training.create_optimizer(1e-2, clip_norm=0.5, accumulate=2)
     step_fn = functools.partial(
         training.train_step,
-        objective=training.Objective(network, loss_fn=losses.l2, spread_fn=times.stratified),
+        objective=restorers.Objective(
+            network, loss_fn=losses.l2, spacing_fn=time_sampling.stratified
+        ),
         optimizer=optimizer,
         ema_decay=0.9,
     )
@@ -46,8 +43,8 @@ def test_two_devices_train_as_one_does():
         "inner": jnp.asarray(rng.normal(size=(8, 13)) / 4, jnp.float32),
         "outer": jnp.asarray(rng.normal(size=(12, 8)) / 4, jnp.float32),
     }
-    degradation = Degradation(jnp.float32(2), draw_fn=normal, apply_fn=noising)
-    problem = training.Problem(degradation)
+    degradation = Degradation(jnp.float32(2), draw_fn=draw_noise, apply_fn=noising)
+    problem = restorers.Problem(degradation)
     key = jax.random.key(3)
     batches = [
         {

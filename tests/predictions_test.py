@@ -39,7 +39,7 @@ def test_every_ordered_pair_converts(source, destination, schedule):
     # The same, by way of the clean image alone.
     x0_hat = predictions.to_x0(source, output, xt, alpha, sigma, **extras)
     np.testing.assert_allclose(x0_hat, x0, atol=1e-5)
-    got = predictions.from_x0(destination, x0_hat, xt, alpha, sigma, **extras)
+    got = predictions.convert(x0_hat, xt, "x0", destination, alpha, sigma, **extras)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-3)
 
 
@@ -125,7 +125,7 @@ def test_error_factor_is_the_ratio_of_the_errors(kind, schedule):
     x0, omega = example()
     x0_hat = x0 + example((4, 4, 1))[1]
     xt = alpha * x0 + sigma * omega
-    output = predictions.from_x0(kind, x0_hat, xt, alpha, sigma, **extras)
+    output = predictions.convert(x0_hat, xt, "x0", kind, alpha, sigma, **extras)
     error = output - predictions.target(kind, x0, omega, alpha, sigma, **extras)
     factor = predictions.x0_error_factor(kind, alpha, sigma, **extras)
     ratio = jnp.sum(error**2) / jnp.sum((x0_hat - x0) ** 2)
@@ -172,7 +172,8 @@ def test_x0_is_handed_through_bit_for_bit():
     x0, xt = example()
     for alpha, sigma in ((1.0, 0.0), (0.6, 0.8), (0.0, 1.0)):
         np.testing.assert_array_equal(predictions.to_x0("x0", x0, xt, alpha, sigma), x0)
-        np.testing.assert_array_equal(predictions.from_x0("x0", x0, xt, alpha, sigma), x0)
+        same = predictions.convert(x0, xt, "x0", "x0", alpha, sigma)
+        np.testing.assert_array_equal(same, x0)
 
 
 def test_what_cannot_be_raises():

@@ -32,13 +32,13 @@ def block_images(rng, count, channels):
 
 
 def colored_images(rng, count, channels):
-    """What fading to a drawn colour leaves, under a fixed mask that does not reach 0 everywhere."""
+    """What fading to a drawn color leaves, under a fixed mask that does not reach 0 everywhere."""
     mask = np.linspace(0.5, 1, SIZE * SIZE).reshape(1, SIZE, SIZE, 1)
     return mask * rng.uniform(-0.5, 0.5, (count, 1, 1, channels))
 
 
-def grey_images(rng, count, channels):
-    """What lost colour leaves: as many numbers an image as pixels."""
+def gray_images(rng, count, channels):
+    """What lost color leaves: as many numbers an image as pixels."""
     return np.repeat(rng.normal(0, 0.3, (count, SIZE, SIZE, 1)), channels, axis=-1)
 
 
@@ -49,7 +49,7 @@ def grey_images(rng, count, channels):
         (constant_images, lambda channels: channels),
         (block_images, lambda channels: 4 * channels),
         (colored_images, lambda channels: channels),
-        (grey_images, lambda channels: SIZE * SIZE),
+        (gray_images, lambda channels: SIZE * SIZE),
     ],
 )
 def test_space_is_found_from_float32_images(make, rank, channels):
@@ -87,7 +87,7 @@ def test_no_more_than_max_rank_directions_are_kept():
 
 
 def test_known_mixture_of_colors_is_recovered():
-    # 3 colours, std 0.05 about each, 6,000 images: five standard errors of a mean are below
+    # 3 colors, std 0.05 about each, 6,000 images: five standard errors of a mean are below
     # 5 * 0.05 / sqrt(6000 * 0.2) = 0.0073, of a weight below 5 * sqrt(0.25 / 6000) = 0.033,
     # of an entry of a covariance below 5 * sqrt(2) * 0.05^2 / sqrt(6000 * 0.2) = 5.2e-4.
     rng = np.random.default_rng(4)
@@ -164,12 +164,12 @@ def moments(prior):
     """Mean and covariance of the mixture in closed form, over the flattened pixels; float64."""
     mean, basis, weights, means, cholesky = (np.asarray(leaf, np.float64) for leaf in prior)
     basis = basis.reshape(len(basis), -1)
-    centre = weights @ means
+    center = weights @ means
     covariance = sum(
-        w * (root @ root.T + np.outer(m - centre, m - centre))
+        w * (root @ root.T + np.outer(m - center, m - center))
         for w, m, root in zip(weights, means, cholesky, strict=True)
     )
-    return mean.ravel() + centre @ basis, basis.T @ covariance @ basis
+    return mean.ravel() + center @ basis, basis.T @ covariance @ basis
 
 
 @pytest.mark.parametrize("perturbation", [0.0, 0.4])

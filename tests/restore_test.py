@@ -1,9 +1,9 @@
-"""Restoring a user's own images: what is read, what is guessed, what is refused.
+"""Restoring a user's own images: what is read, what is restored, what is refused.
 
-Oracles: files that Pillow wrote from pixels known here; the severity and realisation that the
+Oracles: files that Pillow wrote from pixels known here; the severity that the
 test degraded with; scipy's iterated convolution for the blurred digits. The networks are all
-zeros, and so is what they answer: the run on digits restores by the best linear restorer, and
-the run on colours, whose hole is of colour 0, returns what it is given.
+zeros, and so is what they answer: the run on digits restores by the Wiener restorer, and
+the run on colors, whose hole is of color 0, returns what it is given.
 """
 
 import io
@@ -14,19 +14,20 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
-from diffjax import checkpoints, cold, data, degradations, hot, occlusions, parallel, samplers
-from experiments import building, common, images, severity
+from diffjax import checkpoints, data
 from experiments.configs import digits_deblur
+from experiments.lib import build, images
+from experiments.lib import runs as workdirs
+from experiments.lib.config import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 256, (8, 8), np.uint8)
+GRAY = RNG.integers(0, 256, (8, 8), np.uint8)
 COLOR = RNG.integers(0, 256, (8, 8, 3), np.uint8)
 
 
@@ -69,7 +70,7 @@ def over_white(color, alpha):
 def good_files():
     """name -> (bytes, the pixels [H, W, C] in [-1, 1], tolerance)"""
     sixteen = RNG.integers(0, 65536, (8, 8), np.uint16)
-    palette = Image.fromarray(GREY % 4).convert("P")
+    palette = Image.fromarray(GRAY % 4).convert("P")
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 250, 0, 0])
     table = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [250, 0, 0]])
     indices = np.asarray(palette)
@@ -77,8 +78,8 @@ def good_files():
     inverted = 255 - np.repeat(SMOOTH[..., None], 3, axis=-1)
     small = RNG.uniform(-1, 1, (8, 8)).astype(np.float32)
     return {
-        "grey.png": (png(GREY), in_model_range(GREY)[..., None], 1e-6),
-        "colour.png": (png(COLOR), in_model_range(COLOR), 1e-6),
+        "gray.png": (png(GRAY), in_model_range(GRAY)[..., None], 1e-6),
+        "color.png": (png(COLOR), in_model_range(COLOR), 1e-6),
         "sixteen.png": (png(sixteen), sixteen[..., None] / 32767.5 - 1, 1e-6),
         "palette.png": (saved(palette, "PNG"), in_model_range(table[indices]), 1e-6),
         "palette_key.png": (
@@ -89,21 +90,21 @@ def good_files():
         "alpha.png": (
             png(np.concatenate([COLOR, ALPHA], axis=-1)), over_white(COLOR, ALPHA), 1e-6
         ),
-        "grey_alpha.png": (
-            png(np.concatenate([GREY[..., None], ALPHA], axis=-1)),
-            over_white(GREY[..., None], ALPHA),
+        "gray_alpha.png": (
+            png(np.concatenate([GRAY[..., None], ALPHA], axis=-1)),
+            over_white(GRAY[..., None], ALPHA),
             1e-6,
         ),
         "bits.png": (
-            saved(Image.fromarray(GREY > 127), "PNG"),
-            np.where(GREY > 127, 1.0, -1.0)[..., None],
+            saved(Image.fromarray(GRAY > 127), "PNG"),
+            np.where(GRAY > 127, 1.0, -1.0)[..., None],
             1e-6,
         ),
         "turned.png": (
             png(WIDE, exif=ROTATED), np.rot90(in_model_range(WIDE), -1)[..., None], 1e-6
         ),
         # JPEG loses a little: 4 of 255.
-        "grey.jpg": (
+        "gray.jpg": (
             saved(Image.fromarray(SMOOTH), "JPEG", quality=95),
             in_model_range(SMOOTH)[..., None],
             4 / 127.5,
@@ -164,16 +165,16 @@ def test_what_cannot_be_read(name, tmp_path):
 
 def test_channels():
     color = in_model_range(COLOR).astype(np.float32)
-    grey, note = images.to_channels(color, 1)
+    gray, note = images.to_channels(color, 1)
     # Rec. 601; Pillow's own "L" rounds to 8 bits, its halves included.
-    np.testing.assert_allclose(grey, color @ [[0.299], [0.587], [0.114]], atol=1e-6)
+    np.testing.assert_allclose(gray, color @ [[0.299], [0.587], [0.114]], atol=1e-6)
     expected = np.asarray(Image.fromarray(COLOR).convert("L"))
-    np.testing.assert_allclose(grey[..., 0], in_model_range(expected), atol=1.01 / 127.5)
-    assert note == "colour to luminance"
-    again, note = images.to_channels(grey, 3)
-    np.testing.assert_array_equal(again, np.concatenate([grey] * 3, axis=-1))
-    assert note == "grey to colour"
-    assert images.to_channels(grey, 1) == (grey, "")
+    np.testing.assert_allclose(gray[..., 0], in_model_range(expected), atol=1.01 / 127.5)
+    assert note == "color to luminance"
+    again, note = images.to_channels(gray, 3)
+    np.testing.assert_array_equal(again, np.concatenate([gray] * 3, axis=-1))
+    assert note == "gray to color"
+    assert images.to_channels(gray, 1) == (gray, "")
     with pytest.raises(ValueError, match="2 channels, the run's images 3"):
         images.to_channels(np.zeros((8, 8, 2)), 3)
 
@@ -199,110 +200,9 @@ def test_nothing_is_overwritten(tmp_path):
     assert path.read_bytes() == before
 
 
-# Guessing
-
-SHAPE = (8, 8, 1)
-# The median errors bound: half a level where there are levels, for they are told apart (as
-# measured: 0); noise is not, and 0.1 is 1.6 times what was measured. A constant makes 0.25.
-FAMILIES = {
-    "blur": (
-        cold.gaussian_blur(SHAPE, stds=(0.8,) * 10, kernel_size=5, boundary="reflect"),
-        10,
-        0.05,
-    ),
-    "fade": (occlusions.fade(SHAPE, stds=[0.2 + 0.2 * k for k in range(10)]), 10, 0.05),
-    "noise": (hot.gaussian_noise(SHAPE, schedule="cosine"), None, 0.1),
-}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_severity_of_held_out_digits(name):
-    degradation, levels, bound = FAMILIES[name]
-    train, test = data.load("digits", "train"), data.load("digits", "test")
-    estimator = severity.fit(
-        degradation,
-        train.fetch_fn(range(0, 1437, 2))["image"],
-        severity.candidates(levels),
-        jax.random.key(0),
-    )
-    t = RNG.uniform(0, 1, 360)
-    t = t if levels is None else np.ceil(t * levels) / levels
-    xt = parallel.map_examples(
-        lambda D, key, x0, t: degradations.degrade(D, x0, t, degradations.draw(D, key, x0))
-    )(degradation, jax.random.split(jax.random.key(1), 360), test.fetch_fn(range(360))["image"], t)
-    assert np.median(np.abs(severity.estimate(estimator, xt) - t)) <= bound
-    # One image is told as it is among others.
-    assert severity.estimate(estimator, xt[:1]) == severity.estimate(estimator, xt)[0]
-
-
-@pytest.mark.parametrize(("levels", "count"), [(None, 20), (10, 10), (30, 20), (200, 20)])
-def test_candidates_are_trained_levels(levels, count):
-    ts = severity.candidates(levels)
-    assert len(ts) == count
-    assert ts[-1] == 1
-    assert np.all(np.diff(ts) > 0)
-    np.testing.assert_allclose(ts * (levels or 20), np.round(ts * (levels or 20)), atol=1e-9)
-
-
-def test_grids_start_at_the_severity_and_keep_to_the_levels():
-    uniform = np.array([1, 0.75, 0.5, 0.25, 0])
-    for t, levels, expected in (
-        (0.6, None, [0.6, 0.45, 0.3, 0.15, 0]),
-        (1.0, 4, [1, 0.75, 0.5, 0.25, 0]),
-        (0.5, 4, [0.5, 0.25, 0, 0, 0]),
-        (0.25, 4, [0.25, 0, 0, 0, 0]),
-        (0.8, 10, [0.8, 0.6, 0.4, 0.2, 0]),
-    ):
-        ts = severity.grid_from(t, uniform, levels)
-        assert ts.dtype == np.float32
-        np.testing.assert_allclose(ts, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("sampler", [samplers.naive, samplers.ddpm], ids=["naive", "ddpm"])
-def test_a_paused_walk_is_the_shorter_walk(sampler):
-    def degrade_fn(x0, t, omega):
-        return (1 - t) * x0 + t * omega
-
-    def infer_fn(xt, t, x0_hat, omega):
-        return (xt - (1 - t) * x0_hat) / t  # nan at t = 0
-
-    def walk(sampler, ts):
-        return samplers.sample(
-            sampler,
-            lambda xt, t: jnp.tanh(xt + t),
-            degrade_fn,
-            infer_fn,
-            jax.random.key(0),
-            jnp.linspace(-1, 1, 4).reshape(2, 2, 1),
-            jnp.array(ts),
-            jnp.ones((2, 2, 1)),
-        )
-
-    short = walk(sampler, [0.5, 0.25, 0.0])
-    np.testing.assert_array_equal(walk(severity.paused(sampler), [0.5, 0.25, 0.0, 0.0, 0.0]), short)
-
-
-def test_the_realisation_is_found():
-    x0 = jnp.asarray(data.load("digits", "test").fetch_fn([5])["image"][0])
-    realisation = jax.jit(severity.realisation)
-    # A box of 5 x 5 in 8 x 8 has 16 places: 64 draws miss one in 1.6% of cases.
-    box = occlusions.mask(SHAPE, size=5)
-    for corner in ([0, 0], [1, 3], [3, 2]):
-        xt = degradations.degrade(box, x0, 1.0, jnp.array(corner))
-        found = realisation(box, jax.random.key(0), xt, jnp.float32(1), x0)
-        assert found.tolist() == corner
-    noise = hot.gaussian_noise(SHAPE, schedule="cosine")
-    omega = jax.random.normal(jax.random.key(1), SHAPE)
-    xt = degradations.degrade(noise, x0, 0.5, omega)
-    found = realisation(noise, jax.random.key(0), xt, jnp.float32(0.5), x0)
-    np.testing.assert_allclose(found, omega, atol=1e-5)
-    blur = FAMILIES["blur"][0]
-    assert realisation(blur, jax.random.key(0), x0, jnp.float32(0.5), x0) is None
-
-
 # The script
 
-STDS = (2.0, 3.0)  # of the hole of the run on colours
+STDS = (2.0, 3.0)  # of the hole of the run on colors
 
 
 @pytest.fixture(scope="module")
@@ -322,10 +222,10 @@ def runs(tmp_path_factory):
     noise.train.levels = None
     for name, config in (("digits", digits), ("colors", colors), ("noise", noise)):
         config.model.update(width=8, multipliers=(1,))
-        config = common.resolve(config)
-        experiment, source = building.build(config, "train")
-        common.claim_workdir(root / name, config)
-        building.fit_or_load(experiment, source, root / name)
+        config = resolve(config)
+        experiment, source = build.build(config, "train")
+        workdirs.claim(root / name, config, {})
+        workdirs.fit_or_load(experiment, source, root / name)
         manager = checkpoints.open_manager(root / name / "checkpoints")
         state = jax.eval_shape(experiment.initial_state)
         checkpoints.save(manager, 0, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state))
@@ -337,7 +237,8 @@ def runs(tmp_path_factory):
 RUN_CASES = """
 import contextlib, io, json, sys
 from absl import flags
-from experiments import common, restore
+from experiments import restore
+from experiments.lib import commands
 
 results = []
 for arguments in json.load(sys.stdin):
@@ -347,7 +248,7 @@ for arguments in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            common.run(restore.main)
+            commands.run(restore.main)
         except SystemExit as end:
             status = end.code
     results.append((status, out.getvalue(), err.getvalue()))
@@ -378,8 +279,8 @@ def lay_out(folder):
     clean = data.load("digits", "test").fetch_fn(range(40))["image"]
     put("mixed/stack.npy", npy(blurred(clean, 6)))
     ramp = np.repeat(np.arange(8, dtype=np.uint8)[:, None] * 30, 8, axis=1)
-    put("mixed/grey.png", png(ramp))
-    put("mixed/colour.png", png(np.stack([ramp] * 3, axis=-1)))
+    put("mixed/gray.png", png(ramp))
+    put("mixed/color.png", png(np.stack([ramp] * 3, axis=-1)))
     put("mixed/sixteen.png", png(ramp.astype(np.uint16) * 257))
     put("mixed/palette.png", saved(Image.fromarray(ramp).convert("P"), "PNG"))
     cmyk = Image.merge("CMYK", [Image.fromarray(ramp)] * 4)
@@ -401,7 +302,7 @@ def lay_out(folder):
     # By the definition of the cosine schedule, half-way: both are sqrt(1/2), but for its offset.
     noisy = np.sqrt(0.5) * (clean + np.random.default_rng(1).standard_normal(clean.shape))
     put("noisy/noisy.npy", npy(noisy.astype(np.float32)))
-    put("noisy/bytes_as_floats.npy", npy(GREY.astype(np.float32)))
+    put("noisy/bytes_as_floats.npy", npy(GRAY.astype(np.float32)))
     (folder / "bare").mkdir()
     return clean
 
@@ -425,9 +326,9 @@ def results(runs, tmp_path_factory):
         "nowhere": ("digits", "nowhere.png", ()),
         "bare": ("digits", "bare", ()),
         "same": ("digits", "same", ()),
-        "zero": ("digits", "mixed/grey.png", ("--severity=0",)),
-        "two": ("digits", "mixed/grey.png", ("--severity=1.01",)),
-        "untrained": ("nothing", "mixed/grey.png", ()),
+        "zero": ("digits", "mixed/gray.png", ("--severity=0",)),
+        "two": ("digits", "mixed/gray.png", ("--severity=1.01",)),
+        "untrained": ("nothing", "mixed/gray.png", ()),
         "taken": ("colors", "sizes/own.png", ("--output=" + str(root / "taken"),)),
     }  # fmt: skip
     command_lines = [
@@ -470,7 +371,7 @@ def test_blurred_digits_are_restored(results):
     assert len(lines) == 40
     assert all(": 8x8x1, severity " in line and " (estimated) -> " in line for line in lines)
     told = [float(line.split("severity ")[1].split()[0]) for line in lines]
-    # The oracle is the number of blurs in 10; the bound is that of held-out digits above.
+    # The oracle is the number of blurs in 10; the bound is half a level.
     assert abs(np.median(told) - 0.6) <= 0.05
     restored = np.stack([pixels(pathlib.Path(line.split(" -> ")[1])) for line in lines])
     error = in_model_range(restored) - clean[..., 0]
@@ -482,12 +383,12 @@ def test_the_bad_are_named_and_the_good_restored(results):
     root, _, found = results
     status, out, err = found["mixed"]
     assert status == 1
-    good = ["cmyk", "colour", "grey", "pair_0000", "pair_0001", "palette", "sixteen"]
+    good = ["cmyk", "color", "gray", "pair_0000", "pair_0001", "palette", "sixteen"]
     good += [f"stack_{i:04d}" for i in range(40)]
     written = root / "out" / "mixed"
     assert sorted(path.name for path in written.iterdir()) == [f"{name}.png" for name in good]
     messages = {name: message for name, (_, message) in BAD_FILES.items()} | {
-        "large.png": "it is 9 x 7, and the run's linear restorer is for 8 x 8: add --resize",
+        "large.png": "it is 9 x 7, and the run's Wiener restorer is for 8 x 8: add --resize",
         "channels.npy": "2 channels, the run's images 1",
         "range.npy": "[1.5, 1.5]: rescale them to [-1, 1]",
         "notes.txt": "no image",
@@ -498,11 +399,11 @@ def test_the_bad_are_named_and_the_good_restored(results):
         (line,) = [line for line in err if line.startswith(f"skipped {root / 'mixed' / name}: ")]
         assert message in line
     assert out[-1] == f"restored 47 images, skipped {len(messages)}"
-    assert any(line.startswith("colour.png: 8x8x1, colour to luminance, sev") for line in out)
+    assert any(line.startswith("color.png: 8x8x1, color to luminance, sev") for line in out)
     # One picture in four kinds of files.
-    for name in ("colour", "sixteen", "palette"):
+    for name in ("color", "sixteen", "palette"):
         np.testing.assert_array_equal(
-            pixels(written / f"{name}.png"), pixels(written / "grey.png"), err_msg=name
+            pixels(written / f"{name}.png"), pixels(written / "gray.png"), err_msg=name
         )
 
 
@@ -518,9 +419,7 @@ def test_another_size_needs_a_severity(results):
     root, _, found = results
     status, out, err = found["sizes"]
     assert (status, err) == (0, [])
-    assert any(
-        line.startswith("wide.png: 10x12x3, grey to colour, severity 0.5 (g") for line in out
-    )
+    assert any(line.startswith("wide.png: 10x12x3, gray to color, severity 0.5 (g") for line in out)
     # This network answers 0, of which the hole makes 0: every step adds and takes away nothing.
     expected = np.stack([SMOOTH[:10, :12]] * 3, axis=-1)
     np.testing.assert_array_equal(pixels(root / "out" / "sizes" / "wide.png"), expected)

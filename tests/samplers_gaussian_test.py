@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import noise_process
 
-from diffjax import samplers, solvers
+from diffjax import samplers
 
 MEAN = np.array([0.5, -1.0, 0.25])
 BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
@@ -41,7 +42,7 @@ def mixed(one_hot):
 
 
 def model(schedule_fn, matrix_fn=lambda t: jnp.ones(3)):
-    """R, D and infer of x_t = alpha(t) basis diag(matrix(t)) basis' x0 + sigma(t) omega.
+    """R and D of x_t = alpha(t) basis diag(matrix(t)) basis' x0 + sigma(t) omega.
 
     The basis is that of S's eigenvectors; a vector of three numbers stands for the image.
     """
@@ -61,22 +62,12 @@ def model(schedule_fn, matrix_fn=lambda t: jnp.ones(3)):
         gain = VARIANCES * scale / (scale**2 * VARIANCES + sigma**2)
         return rotation @ (mean + gain * (rotation.T @ xt - scale * mean))
 
-    return restore_fn, degrade_fn, infer_fn
+    return samplers.Process(restore_fn, degrade_fn, infer_fn)
 
 
 def plain(schedule_fn):
     """D per pixel, as alpha x0 + sigma omega: what those that read alpha off D ask for."""
-    restore_fn, _, _ = model(schedule_fn)
-
-    def degrade_fn(x0, t, omega):
-        alpha, sigma = schedule_fn(t)
-        return alpha * x0 + sigma * omega
-
-    def infer_fn(xt, t, x0_hat, omega):
-        alpha, sigma = schedule_fn(t)
-        return (xt - alpha * x0_hat) / sigma
-
-    return restore_fn, degrade_fn, infer_fn
+    return noise_process(schedule_fn, model(schedule_fn).restore_fn)
 
 
 # --- the right distribution
@@ -102,14 +93,14 @@ def check_moments(x):
     assert np.all(error < bound), (error / scale, bound / scale)
 
 
-def walk(sampler, functions, xT, seed=1):
+def walk(sampler, process, xT, seed=1):
     keys = jax.random.split(jax.random.key(seed), len(xT))
     ts = samplers.uniform_grid(STEPS) ** 2
 
     @jax.jit
     def walked(keys, xT):
         return jax.vmap(
-            lambda key, xT: samplers.sample(sampler, *functions, key, xT, ts, jnp.zeros_like(xT))
+            lambda key, xT: samplers.sample(sampler, process, key, xT, ts, jnp.zeros_like(xT))
         )(keys, xT)
 
     return walked(keys, xT)
@@ -122,9 +113,9 @@ def walk(sampler, functions, xT, seed=1):
         (samplers.ddpm, "flow"),
         (samplers.ddim(eta=0.5), "cosine"),
         (samplers.ddim(), "cosine"),
-        (solvers.euler(churn=0.02), "flow"),
-        (solvers.heun(churn=0.2, s_min=0.05, s_max=5.0), "ve"),
-        (solvers.dpm_solver_2m, "flow"),
+        (samplers.euler(churn=0.02), "flow"),
+        (samplers.heun(churn=0.2, s_min=0.05, s_max=5.0), "ve"),
+        (samplers.dpm_solver_2m, "flow"),
     ],
 )
 def test_mean_and_covariance(sampler, schedule):
@@ -153,7 +144,7 @@ def blur_coefficients(t):
 
 
 def test_mean_and_covariance_of_blurring():
-    sampler = solvers.blurring(to_eigenbasis, from_eigenbasis, blur_coefficients)
+    sampler = samplers.blurring(to_eigenbasis, from_eigenbasis, blur_coefficients)
     xT = jax.random.normal(jax.random.key(0), (EXAMPLES, 3))
     check_moments(walk(sampler, model(SCHEDULES["cosine"], blur), xT))
 
@@ -167,7 +158,7 @@ def test_mean_and_covariance_of_indi():
         return basis @ (mean + gain * (basis.T @ xt - (1 - t) * mean))
 
     xT = np.sqrt(1 + 1 / 4) * jax.random.normal(jax.random.key(0), (EXAMPLES, 3))
-    check_moments(walk(samplers.indi(epsilon=0.5), (restore_fn, None, None), xT))
+    check_moments(walk(samplers.indi(epsilon=0.5), samplers.Process(restore_fn, None, None), xT))
 
 
 # --- the right map, at the right rate
@@ -175,10 +166,10 @@ def test_mean_and_covariance_of_indi():
 
 @functools.partial(jax.jit, static_argnums=0)
 def walk_many(sampler, one_hot, xT, ts):
-    functions, key = plain(mixed(one_hot)), jax.random.key(0)
-    return jax.vmap(
-        lambda xT: samplers.sample(sampler, *functions, key, xT, ts, jnp.zeros_like(xT))
-    )(xT)
+    process, key = plain(mixed(one_hot)), jax.random.key(0)
+    return jax.vmap(lambda xT: samplers.sample(sampler, process, key, xT, ts, jnp.zeros_like(xT)))(
+        xT
+    )
 
 
 def error_of(sampler, schedule, first, last, steps):
@@ -202,9 +193,9 @@ def error_of(sampler, schedule, first, last, steps):
 @pytest.mark.parametrize(
     ("sampler", "order"),
     [
-        (solvers.euler(), 1),
-        (solvers.heun(), 2),
-        (solvers.dpm_solver_2m, 2),
+        (samplers.euler(), 1),
+        (samplers.heun(), 2),
+        (samplers.dpm_solver_2m, 2),
     ],
     ids=["euler", "heun", "dpm_solver_2m"],
 )
@@ -215,7 +206,7 @@ def test_order_of_convergence(sampler, order, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampler", [samplers.ddim(), solvers.heun(), solvers.dpm_solver_2m])
+@pytest.mark.parametrize("sampler", [samplers.ddim(), samplers.heun(), samplers.dpm_solver_2m])
 def test_the_whole_way_from_noise_to_data_is_the_transport_map(sampler, schedule):
     # At t = 1, where alpha is 0 for two of the three, down to t = 0, where sigma is.
     assert error_of(sampler, schedule, 1.0, 0.0, 512) < 0.02

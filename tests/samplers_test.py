@@ -4,18 +4,20 @@ The degradations are tiny functions: a sampler takes callables and knows no more
 """
 
 import inspect
+import itertools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import fft
+from helpers import noise_process
+from scipy import fft, stats
 
-from diffjax import samplers, solvers
+from diffjax import samplers
 
 SHAPE = (4, 3, 2)
-STEP_ARGUMENTS = "restore_fn degrade_fn infer_fn key state xt t s omega".split()
+STEP_ARGUMENTS = "process key state xt t s omega".split()
 
 # t -> (alpha, sigma). All three start where a division by alpha, or by sigma at 0, would fail.
 SCHEDULES = {
@@ -25,19 +27,14 @@ SCHEDULES = {
 }
 
 
-def hot(schedule):
-    """degrade_fn and infer_fn of alpha(t) x0 + sigma(t) omega; by name, or as a function."""
-    schedule_fn = SCHEDULES.get(schedule, schedule)
+def smooth_restore_fn(xt, t):
+    """Some network: neither exact nor linear."""
+    return jnp.tanh(0.7 * xt) * (1 - 0.5 * t) + 0.1
 
-    def degrade_fn(x0, t, omega):
-        alpha, sigma = schedule_fn(t)
-        return alpha * x0 + sigma * omega
 
-    def infer_fn(xt, t, x0_hat, omega):
-        alpha, sigma = schedule_fn(t)
-        return (xt - alpha * x0_hat) / sigma
-
-    return degrade_fn, infer_fn
+def hot(schedule, restore_fn=smooth_restore_fn, **fields):
+    """R and alpha(t) x0 + sigma(t) omega; the schedule by name, or as a function."""
+    return noise_process(SCHEDULES.get(schedule, schedule), restore_fn, **fields)
 
 
 def fade_to_mean(x0, t, omega):
@@ -47,9 +44,8 @@ def fade_to_mean(x0, t, omega):
     return (1 - t) * x0 + t * mean + noise
 
 
-def keep(xt, t, x0_hat, omega):
-    del xt, t, x0_hat
-    return omega
+def cold(restore_fn=smooth_restore_fn):
+    return samplers.Process(restore_fn, fade_to_mean)
 
 
 def same(x):
@@ -73,22 +69,21 @@ def frequency_coefficients(t):
 
 PLAIN = {
     "naive": samplers.naive,
-    "cold": samplers.cold,
+    "improved": samplers.improved,
     "ddim": samplers.ddim(),
-    "euler": solvers.euler(),
-    "heun": solvers.heun(),
-    "dpm_solver_2m": solvers.dpm_solver_2m,
+    "euler": samplers.euler(),
+    "heun": samplers.heun(),
+    "dpm_solver_2m": samplers.dpm_solver_2m,
     "ihdm": samplers.ihdm(0.1),
     "indi": samplers.indi(),
 }
 NOISY = {
     "ddim, eta 0.5": samplers.ddim(eta=0.5),
     "ddpm": samplers.ddpm,
-    "flow_euler": samplers.flow_euler,
-    "euler, churn": solvers.euler(0.3, s_min=0.1, s_max=5.0, s_noise=1.01),
-    "heun, churn": solvers.heun(0.3, s_min=0.1, s_max=5.0, s_noise=1.01),
+    "euler, churn": samplers.euler(0.3, s_min=0.1, s_max=5.0, s_noise=1.01),
+    "heun, churn": samplers.heun(0.3, s_min=0.1, s_max=5.0, s_noise=1.01),
     "indi, epsilon": samplers.indi(0.1),
-    "blurring": solvers.blurring(to_dct, from_dct, frequency_coefficients),
+    "blurring": samplers.blurring(to_dct, from_dct, frequency_coefficients),
 }
 EVERY = PLAIN | NOISY
 
@@ -100,37 +95,15 @@ def images(number=3, seed=0):
     )
 
 
-def smooth_restore_fn(xt, t):
-    """Some network: neither exact nor linear."""
-    return jnp.tanh(0.7 * xt) * (1 - 0.5 * t) + 0.1
+def walk(sampler, process, xT, omega, steps=8, **settings):
+    ts = samplers.uniform_grid(steps)
+    return samplers.sample(sampler, process, jax.random.key(0), xT, ts, omega, **settings)
 
 
-def walk(sampler, degrade_fn, infer_fn, xT, omega, steps=8, **settings):
-    return samplers.sample(
-        sampler,
-        settings.pop("restore_fn", smooth_restore_fn),
-        degrade_fn,
-        infer_fn,
-        jax.random.key(0),
-        xT,
-        samplers.uniform_grid(steps),
-        omega,
-        **settings,
-    )
-
-
-def step(sampler, name, xt, t, s, omega, restore_fn=smooth_restore_fn):
-    """One step from the first state, in the schedule of that name."""
-    x, _ = sampler.step(
-        restore_fn,
-        *hot(name),
-        jax.random.key(7),
-        sampler.init(xt),
-        xt,
-        jnp.float32(t),
-        jnp.float32(s),
-        omega,
-    )
+def step(sampler, process, xt, t, s, omega, seed=7):
+    """One step from the first state."""
+    t, s = jnp.float32(t), jnp.float32(s)
+    x, _ = sampler.step(process, jax.random.key(seed), sampler.init(xt), xt, t, s, omega)
     return x
 
 
@@ -144,12 +117,9 @@ def restored_by_every_sampler(one_hot, x0, omega):
     def schedule_fn(t):
         return one_hot @ jnp.array([schedule_fn(t) for schedule_fn in SCHEDULES.values()])
 
-    degrade_fn, infer_fn = hot(schedule_fn)
-    xT = degrade_fn(x0, jnp.float32(1), omega)
-    return {
-        name: walk(sampler, degrade_fn, infer_fn, xT, omega, restore_fn=lambda xt, t: x0)
-        for name, sampler in EVERY.items()
-    }
+    process = hot(schedule_fn, lambda xt, t: x0)
+    xT = process.degrade_fn(x0, jnp.float32(1), omega)
+    return {name: walk(sampler, process, xT, omega) for name, sampler in EVERY.items()}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -169,8 +139,7 @@ def test_an_exact_restorer_leads_every_sampler_back_through_a_cold_degradation(w
     def restored(x0, omega):
         xT = fade_to_mean(x0, jnp.float32(1), omega)
         return {
-            key: walk(sampler, fade_to_mean, keep, xT, omega, restore_fn=lambda xt, t: x0)
-            for key, sampler in PLAIN.items()
+            key: walk(sampler, cold(lambda xt, t: x0), xT, omega) for key, sampler in PLAIN.items()
         }
 
     for key, x in restored(x0, omega).items():
@@ -187,8 +156,8 @@ def test_ddim_is_its_equation(name, t, s):
         map(float, SCHEDULES[name](jnp.float32(u))) for u in (t, s)
     )
     expected = alpha_s * x0_hat + sigma_s * (xt - alpha_t * x0_hat) / sigma_t
-    for sampler in (samplers.ddim(), solvers.euler(), solvers.dpm_solver_2m):
-        np.testing.assert_allclose(step(sampler, name, xt, t, s, omega), expected, atol=1e-5)
+    for sampler in (samplers.ddim(), samplers.euler(), samplers.dpm_solver_2m):
+        np.testing.assert_allclose(step(sampler, hot(name), xt, t, s, omega), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -205,32 +174,31 @@ def test_ddpm_is_the_posterior(name, t, s):
     var = 1 / (1 / sigma_s**2 + alpha_ts**2 / var_ts)
     mean = var * (alpha_ts / var_ts * np.asarray(xt) + alpha_s / sigma_s**2 * x0_hat)
     fresh = jax.random.normal(jax.random.key(7), SHAPE)
-    got = step(samplers.ddpm, name, xt, t, s, omega)
+    got = step(samplers.ddpm, hot(name), xt, t, s, omega)
     np.testing.assert_allclose(got, mean + np.sqrt(var) * fresh, atol=1e-5)
     # Equation 16 of DDIM: eta scales the posterior's std, the total variance stays.
     std = 0.5 * np.sqrt(var)
     omega_hat = (np.asarray(xt) - alpha_t * x0_hat) / sigma_t
     expected = alpha_s * x0_hat + np.sqrt(sigma_s**2 - std**2) * omega_hat + std * fresh
-    got = step(samplers.ddim(0.5), name, xt, t, s, omega)
+    got = step(samplers.ddim(0.5), hot(name), xt, t, s, omega)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_algorithm_2_with_inferred_noise_is_ddim(name):
     xT, omega, _ = images()
-    degrade_fn, infer_fn = hot(name)
 
-    def cold_with_inferred(restore_fn, degrade_fn, infer_fn, key, state, xt, t, s, omega):
-        omega_hat = infer_fn(xt, t, restore_fn(xt, t), omega)
-        return samplers.cold_step(restore_fn, degrade_fn, infer_fn, key, state, xt, t, s, omega_hat)
+    def improved_with_inferred(process, key, state, xt, t, s, omega):
+        omega_hat = process.infer_fn(xt, t, process.restore_fn(xt, t), omega)
+        return samplers.improved_step(process, key, state, xt, t, s, omega_hat)
 
     both = jax.jit(
         lambda xT: [
-            walk(sampler, degrade_fn, infer_fn, xT, omega)
+            walk(sampler, hot(name), xT, omega)
             for sampler in (
-                samplers.Sampler(samplers.init_state, cold_with_inferred),
+                samplers.Sampler(samplers.init_state, improved_with_inferred),
                 samplers.ddim(),
-                solvers.euler(),
+                samplers.euler(),
             )
         ]
     )(xT)
@@ -238,45 +206,44 @@ def test_algorithm_2_with_inferred_noise_is_ddim(name):
         np.testing.assert_allclose(x, both[0], atol=1e-5)
 
 
-def test_ddim_of_a_kept_realisation_is_algorithm_2():
+def test_ddim_of_a_kept_realization_is_algorithm_2():
     xT, omega, _ = images()
-    for realisation in (None, omega):
+    for realization in (None, omega):
         walks = [
-            walk(sampler, fade_to_mean, keep, xT, realisation)
-            for sampler in (samplers.cold, samplers.ddim(), solvers.dpm_solver_2m)
+            walk(sampler, cold(), xT, realization)
+            for sampler in (samplers.improved, samplers.ddim(), samplers.dpm_solver_2m)
         ]
         np.testing.assert_allclose(walks[0], walks[1], atol=1e-6)
         # Without noise lambda is infinite everywhere, and nothing is extrapolated.
-        if realisation is None:
+        if realization is None:
             np.testing.assert_allclose(walks[0], walks[2], atol=1e-6)
 
 
 def test_fresh_noise_where_there_is_none_to_replace():
     xT, _, _ = images()
-    walks = [
-        walk(sampler, fade_to_mean, keep, xT, None) for sampler in (samplers.cold, samplers.ddpm)
-    ]
+    walks = [walk(sampler, cold(), xT, None) for sampler in (samplers.improved, samplers.ddpm)]
     np.testing.assert_array_equal(*walks)
 
 
-def test_flow_euler_follows_the_flow():
+@pytest.mark.parametrize("sampler", [samplers.ddim(), samplers.euler()], ids=["ddim", "euler"])
+def test_euler_of_the_flow_follows_it(sampler):
     xt, omega, _ = images()
     for t, s in [(1.0, 0.7), (0.7, 0.2), (0.2, 0.0)]:
         x0_hat = smooth_restore_fn(xt, t)
         flow = (xt - (1 - t) * x0_hat) / t - x0_hat
-        got = step(samplers.flow_euler, "flow", xt, t, s, omega)
+        got = step(sampler, hot("flow"), xt, t, s, omega)
         np.testing.assert_allclose(got, xt + (s - t) * flow, atol=1e-6)
 
 
 def test_indi_is_algorithm_2_on_the_bridge():
     xT, _, _ = images()
-    walks = [walk(sampler, *hot("flow"), xT, xT) for sampler in (samplers.indi(), samplers.ddim())]
+    walks = [walk(sampler, hot("flow"), xT, xT) for sampler in (samplers.indi(), samplers.ddim())]
     np.testing.assert_allclose(*walks, atol=1e-6)
 
 
 def test_noise_of_indi_is_the_brownian_bridge_from_x0_hat_to_xt():
     xt, omega, _ = images()
-    plain, noisy = (step(samplers.indi(e), "flow", xt, 0.8, 0.2, omega) for e in (0, 0.5))
+    plain, noisy = (step(samplers.indi(e), hot("flow"), xt, 0.8, 0.2, omega) for e in (0, 0.5))
     # Variance of a bridge of length 0.8 at 0.2: 0.2 * 0.6 / 0.8 = 0.15.
     expected = 0.5 * np.sqrt(0.15) * jax.random.normal(jax.random.key(7), SHAPE)
     np.testing.assert_allclose(noisy - plain, expected, atol=1e-6)
@@ -285,8 +252,8 @@ def test_noise_of_indi_is_the_brownian_bridge_from_x0_hat_to_xt():
 @pytest.mark.parametrize("name", ["cosine", "flow"])
 def test_blurring_without_blur_is_ddpm(name):
     xT, omega, _ = images()
-    blurring = solvers.blurring(same, same, SCHEDULES[name])
-    walks = [walk(sampler, *hot(name), xT, omega) for sampler in (blurring, samplers.ddpm)]
+    blurring = samplers.blurring(same, same, SCHEDULES[name])
+    walks = [walk(sampler, hot(name), xT, omega) for sampler in (blurring, samplers.ddpm)]
     np.testing.assert_allclose(*walks, atol=1e-5)
 
 
@@ -302,26 +269,25 @@ def test_blurring_is_the_posterior_of_each_frequency():
     var = 1 / (1 / var_s + alpha_ts**2 / var_ts)
     us = var * (alpha_ts / var_ts * ut + alpha_s / var_s * u0)
     us += np.sqrt(var) * jax.random.normal(jax.random.key(7), SHAPE)
-    sampler = solvers.blurring(to_dct, from_dct, frequency_coefficients)
+    sampler = samplers.blurring(to_dct, from_dct, frequency_coefficients)
     expected = fft.idct(us, norm="ortho", axis=0)
-    np.testing.assert_allclose(step(sampler, "cosine", xt, 0.7, 0.4, omega), expected, atol=1e-5)
+    got = step(sampler, hot("cosine"), xt, 0.7, 0.4, omega)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_ihdm_adds_noise_to_the_mean_and_none_at_the_end():
     xt, omega, _ = images()
     fresh = jax.random.normal(jax.random.key(7), SHAPE)
     for s, delta in [(0.5, 0.2), (0.0, 0.0)]:
-        for realisation in (None, omega):
+        for realization in (None, omega):
             got, state = samplers.ihdm(0.2).step(
-                smooth_restore_fn,
-                fade_to_mean,
-                keep,
+                cold(),
                 jax.random.key(7),
                 None,
                 xt,
                 jnp.float32(0.7),
                 jnp.float32(s),
-                realisation,
+                realization,
             )
             x0_hat = np.asarray(smooth_restore_fn(xt, 0.7))
             mean = (1 - s) * x0_hat + s * x0_hat.mean((0, 1), keepdims=True)
@@ -351,13 +317,12 @@ def test_edm_algorithm_2(churn, order):
         if order == 2 and sigma_next > 0:
             d_next = (x - denoise(x, sigma_next)) / sigma_next
             x = x_hat + (sigma_next - sigma_hat) * (d + d_next) / 2
-    sampler = (solvers.euler, solvers.heun)[order - 1](
+    sampler = (samplers.euler, samplers.heun)[order - 1](
         churn, s_min=s_min, s_max=s_max, s_noise=s_noise
     )
     got = samplers.sample(
         sampler,
-        smooth_restore_fn,
-        *hot("ve"),
+        hot("ve"),
         key,
         xT,
         jnp.asarray(ts, jnp.float32),
@@ -370,15 +335,16 @@ def test_edm_algorithm_2(churn, order):
 def test_churn_raises_the_ratio_and_keeps_the_marginal(name):
     # x_t = alpha x0 + sigma omega must become alpha_hat x0 + sigma_hat (a unit of noise).
     x0, omega, _ = images()
-    degrade_fn, _ = hot(name)
+    process = hot(name)
     t = jnp.float32(0.4)
     (alpha, sigma) = map(float, SCHEDULES[name](t))
     noise = np.asarray(jax.random.normal(jax.random.key(1), SHAPE))
-    x, t_hat = solvers._churned(
-        degrade_fn,
+    x, t_hat = samplers._churned(
+        process,
         jax.random.key(1),
-        degrade_fn(x0, t, omega),
+        process.degrade_fn(x0, t, omega),
         t,
+        jnp.float32(0),
         omega,
         churn=0.3,
         s_min=0.0,
@@ -395,11 +361,12 @@ def test_churn_raises_the_ratio_and_keeps_the_marginal(name):
 def test_churn_leaves_alone_what_is_outside(t, s_max):
     x, omega, _ = images()
     t = jnp.float32(t)
-    got, t_hat = solvers._churned(
-        hot("cosine")[0],
+    got, t_hat = samplers._churned(
+        hot("cosine"),
         jax.random.key(1),
         x,
         t,
+        jnp.float32(0),
         omega,
         churn=0.3,
         s_min=0.0,
@@ -413,15 +380,16 @@ def test_churn_leaves_alone_what_is_outside(t, s_max):
 def test_heun_of_a_flow_by_hand():
     # R = x, so u = (x - (1 - t) x) / t - x = 0 at any (x, t): nothing moves.
     xt, omega, _ = images()
-    got = step(solvers.heun(), "flow", xt, 0.8, 0.4, omega, lambda xt, t: xt)
+    got = step(samplers.heun(), hot("flow", lambda xt, t: xt), xt, 0.8, 0.4, omega)
     np.testing.assert_allclose(got, xt, atol=1e-6)
     # R = 0: u = x / t; x' = x (1 + (0.4 - 0.8) / 0.8) = x / 2, u' = (x / 2) / 0.4 = u: exact.
-    got = step(solvers.heun(), "flow", xt, 0.8, 0.4, omega, lambda xt, t: jnp.zeros_like(xt))
+    got = step(samplers.heun(), hot("flow", lambda xt, t: jnp.zeros_like(xt)), xt, 0.8, 0.4, omega)
     np.testing.assert_allclose(got, xt / 2, atol=1e-6)
     # R = t: u = (x - (1 - t) t) / t - t = x / t - 1. At x = 1, t = 0.8: 0.25, x' = 0.9;
     # u' = 0.9 / 0.4 - 1 = 1.25; x_s = 1 - 0.4 (0.25 + 1.25) / 2 = 0.7.
     one = jnp.ones(SHAPE)
-    got = step(solvers.heun(), "flow", one, 0.8, 0.4, omega, lambda xt, t: t * jnp.ones_like(xt))
+    process = hot("flow", lambda xt, t: t * jnp.ones_like(xt))
+    got = step(samplers.heun(), process, one, 0.8, 0.4, omega)
     np.testing.assert_allclose(got, 0.7 * one, atol=1e-6)
 
 
@@ -443,9 +411,8 @@ def test_dpm_solver_is_its_algorithm():
         last = x0_hat
         x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h) * bar
     got = samplers.sample(
-        solvers.dpm_solver_2m,
-        smooth_restore_fn,
-        *hot("cosine"),
+        samplers.dpm_solver_2m,
+        hot("cosine"),
         jax.random.key(0),
         xT,
         jnp.asarray(ts, jnp.float32),
@@ -461,7 +428,7 @@ def test_heun_does_not_run_the_network_at_zero():
         jax.debug.callback(lambda t: severities.append(float(t)), t)
         return 0.5 * xt
 
-    walk(solvers.heun(), *hot("flow"), images()[0], images()[0], steps=2, restore_fn=restore_fn)
+    walk(samplers.heun(), hot("flow", restore_fn), images()[0], images()[0], steps=2)
     jax.effects_barrier()
     assert sorted(severities) == [0.5, 0.5, 1.0]
 
@@ -472,15 +439,14 @@ def test_heun_does_not_run_the_network_at_zero():
 def public(module):
     """Names of the samplers of a module, and of the functions that make one."""
     for name, value in vars(module).items():
-        made = callable(value) and not isinstance(value, type | tuple)
-        made = made and inspect.signature(value).return_annotation is module.Sampler
-        if not name.startswith("_") and (isinstance(value, module.Sampler) or made):
+        made = getattr(value, "__annotations__", {}).get("return") is module.Sampler
+        if name[0] != "_" and name != "create" and (isinstance(value, module.Sampler) or made):
             yield name
 
 
 def test_every_public_sampler_is_tested():
     names = {name.split(",")[0] for name in EVERY}
-    assert {*public(samplers), *public(solvers)} == names
+    assert set(public(samplers)) == names == set(samplers.SAMPLERS)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -491,8 +457,7 @@ def test_every_sampler_has_the_one_protocol(name):
     xt, omega, _ = images()
     before = sampler.init(xt)
     _, after = sampler.step(
-        smooth_restore_fn,
-        *hot("cosine"),
+        hot("cosine"),
         jax.random.key(0),
         before,
         xt,
@@ -507,7 +472,6 @@ def test_every_sampler_has_the_one_protocol(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_one_compilation_and_no_round_trip_to_the_host(name):
-    degrade_fn, infer_fn = hot("cosine")
     chex.clear_trace_counter()  # it counts by name, over all parameters of this test
 
     @jax.jit
@@ -516,7 +480,7 @@ def test_one_compilation_and_no_round_trip_to_the_host(name):
         def restore_fn(xt, t):
             return jnp.tanh(sampler_weight * xt) * (1 - t / 2)
 
-        return samplers.sample(EVERY[name], restore_fn, degrade_fn, infer_fn, key, xT, ts, omega)
+        return samplers.sample(EVERY[name], hot("cosine", restore_fn), key, xT, ts, omega)
 
     grid = samplers.uniform_grid(3)
     arguments = [
@@ -535,14 +499,14 @@ def test_one_compilation_and_no_round_trip_to_the_host(name):
 
 
 def test_equal_settings_are_the_same_object():
-    assert samplers.ddim() is samplers.ddim(0) is samplers.ddim(eta=0.0) is samplers.flow_euler
+    assert samplers.ddim() is samplers.ddim(0) is samplers.ddim(eta=0.0)
     assert samplers.ddpm is samplers.ddim(1) is not samplers.ddim(0.5)
     assert samplers.ihdm(0.1) is samplers.ihdm(delta=0.1)
     assert samplers.indi() is samplers.indi(epsilon=0.0)
-    assert solvers.heun() is solvers.heun(s_min=0.0, churn=0.0)
-    assert solvers.heun() is not solvers.euler()
+    assert samplers.heun() is samplers.heun(s_min=0.0, churn=0.0)
+    assert samplers.heun() is not samplers.euler()
     coefficients_fn = SCHEDULES["flow"]
-    assert solvers.blurring(same, same, coefficients_fn) is solvers.blurring(
+    assert samplers.blurring(same, same, coefficients_fn) is samplers.blurring(
         same, same, coefficients_fn
     )
 
@@ -553,9 +517,9 @@ def test_equal_settings_are_the_same_object():
         (samplers.ddim, {"eta": 1.5}, "eta must lie in"),
         (samplers.ihdm, {"delta": -1}, "delta must not be negative"),
         (samplers.indi, {"epsilon": float("nan")}, "epsilon must not be negative"),
-        (solvers.heun, {"churn": -0.1}, "churn and s_noise must not be negative"),
-        (solvers.euler, {"s_noise": -0.1}, "churn and s_noise must not be negative"),
-        (solvers.heun, {"s_min": 2.0, "s_max": 1.0}, "s_min must not exceed s_max"),
+        (samplers.heun, {"churn": -0.1}, "churn and s_noise must not be negative"),
+        (samplers.euler, {"s_noise": -0.1}, "churn and s_noise must not be negative"),
+        (samplers.heun, {"s_min": 2.0, "s_max": 1.0}, "s_min must not exceed s_max"),
     ],
 )
 def test_settings_that_cannot_be_raise(factory, settings, message):
@@ -566,21 +530,15 @@ def test_settings_that_cannot_be_raise(factory, settings, message):
 # --- the loop
 
 
-def test_uniform_grid():
-    np.testing.assert_array_equal(samplers.uniform_grid(4), [1, 0.75, 0.5, 0.25, 0])
-
-
-@pytest.mark.parametrize("sampler", [samplers.cold, solvers.dpm_solver_2m])
+@pytest.mark.parametrize("sampler", [samplers.improved, samplers.dpm_solver_2m])
 def test_any_grid_is_the_chain_of_its_steps(sampler):
     ts = jnp.array([0.9, 0.65, 0.2, 0.05])
     xT, omega, _ = images()
-    degrade_fn, infer_fn = hot("cosine")
+    process = hot("cosine")
     key, x, state = jax.random.key(5), xT, sampler.init(xT)
     for i in range(3):
         x, state = sampler.step(
-            smooth_restore_fn,
-            degrade_fn,
-            infer_fn,
+            process,
             jax.random.fold_in(key, i),
             state,
             x,
@@ -588,7 +546,7 @@ def test_any_grid_is_the_chain_of_its_steps(sampler):
             ts[i + 1],
             omega,
         )
-    got = samplers.sample(sampler, smooth_restore_fn, degrade_fn, infer_fn, key, xT, ts, omega)
+    got = samplers.sample(sampler, process, key, xT, ts, omega)
     np.testing.assert_allclose(got, x, atol=1e-6)
 
 
@@ -596,14 +554,12 @@ def test_any_grid_is_the_chain_of_its_steps(sampler):
 def test_trajectory_keeps_every_kth_state_and_the_last(every):
     sampler = samplers.ddpm
     xT, omega, _ = images()
-    degrade_fn, infer_fn = hot("cosine")
+    process = hot("cosine")
     states, estimates, x, key = [xT], [], xT, jax.random.key(0)
     ts = samplers.uniform_grid(7)
     for i in range(7):
         x, state = sampler.step(
-            smooth_restore_fn,
-            degrade_fn,
-            infer_fn,
+            process,
             jax.random.fold_in(key, i),
             None,
             x,
@@ -614,7 +570,7 @@ def test_trajectory_keeps_every_kth_state_and_the_last(every):
         states.append(x)
         estimates.append(state.x0_hat)
     kept = [*range(0, 7, every), 7]
-    x, trajectory = walk(sampler, degrade_fn, infer_fn, xT, omega, steps=7, trajectory=every)
+    x, trajectory = walk(sampler, process, xT, omega, steps=7, keep_every=every)
     np.testing.assert_allclose(x, states[-1], atol=1e-5)
     np.testing.assert_array_equal(trajectory.xt[-1], x)
     assert len(trajectory.xt) == len(kept)
@@ -623,31 +579,194 @@ def test_trajectory_keeps_every_kth_state_and_the_last(every):
     np.testing.assert_allclose(trajectory.x0_hat, [estimates[i] for i in kept[:-1]], atol=1e-5)
 
 
-def test_trajectory_changes_nothing_and_true_is_one():
+def test_keeping_states_changes_nothing():
     xT, omega, _ = images()
-    plain = walk(samplers.ddpm, *hot("flow"), xT, omega)
-    for every in (True, 3):
-        x, trajectory = walk(samplers.ddpm, *hot("flow"), xT, omega, trajectory=every)
+    plain = walk(samplers.ddpm, hot("flow"), xT, omega)
+    for every, kept in ((1, 9), (3, 4)):
+        x, trajectory = walk(samplers.ddpm, hot("flow"), xT, omega, keep_every=every)
         np.testing.assert_array_equal(x, plain)
-        assert len(trajectory.xt) == (9 if every is True else 4)
-    with pytest.raises(ValueError, match="trajectory must not be negative"):
-        walk(samplers.ddpm, *hot("flow"), xT, omega, trajectory=-1)
+        assert len(trajectory.xt) == kept
+
+
+def test_a_process_keeps_omega_and_needs_none_by_default():
+    xT, omega, _ = images()
+    process = samplers.Process(smooth_restore_fn, fade_to_mean)
+    # DDIM of a realization that is kept is Algorithm 2 with it: x_t - D(t) + D(s), by numpy.
+    x = np.asarray(xT, np.float64)
+    ts = np.array([1, 0.5, 0.25, 0])
+    for t, s in itertools.pairwise(ts):
+        x0_hat = np.tanh(0.7 * x) * (1 - 0.5 * t) + 0.1
+        mean = x0_hat.mean((0, 1), keepdims=True)
+        # The noise of D is the same at t and s, but for s = 0, where there is none.
+        noise = 0.1 * np.asarray(omega) if s == 0 else 0
+        x = x + (t - s) * (x0_hat - mean) - noise
+    ts, key = jnp.asarray(ts, jnp.float32), jax.random.key(0)
+    got = samplers.sample(samplers.ddim(), process, key, xT, ts, omega)
+    np.testing.assert_allclose(got, x, atol=1e-6)
+    without = samplers.sample(samplers.ddim(), process, key, xT, ts)
+    np.testing.assert_allclose(without, walk_without_noise(xT, ts), atol=1e-6)
+
+
+def walk_without_noise(x, ts):
+    """The same, of a D without a realization."""
+    x, ts = np.asarray(x, np.float64), np.asarray(ts, np.float64)
+    for t, s in itertools.pairwise(ts):
+        x0_hat = np.tanh(0.7 * x) * (1 - 0.5 * t) + 0.1
+        x = x + (t - s) * (x0_hat - x0_hat.mean((0, 1), keepdims=True))
+    return x
+
+
+def test_noise_may_come_from_a_table():
+    """DDPM in numpy, float64: x = alpha x0 + sigma omega, the fresh noise of a step looked up."""
+    ts = np.array([1, 0.75, 0.5, 0.25, 0])
+    alpha, sigma = np.cos(ts * np.pi / 2), np.sin(ts * np.pi / 2)
+    alpha[0] = 0
+    table = np.asarray(images(4, seed=5))
+    xT = images()[0]
+    x = np.asarray(xT, np.float64)
+    for i in range(4):
+        x0_hat = np.tanh(0.7 * x) * (1 - 0.5 * ts[i]) + 0.1
+        # Equations 6 and 7 of DDPM, alpha_ts^2 = 1 - beta.
+        alpha_ts = alpha[i] / alpha[i + 1]
+        beta = sigma[i] ** 2 - (alpha_ts * sigma[i + 1]) ** 2
+        mean = alpha_ts * sigma[i + 1] ** 2 * x + alpha[i + 1] * beta * x0_hat
+        x = mean / sigma[i] ** 2 + np.sqrt(beta) * sigma[i + 1] / sigma[i] * table[i]
+
+    def look_up(key, t, s, like):
+        return jnp.asarray(table)[jnp.round(4 * (1 - t)).astype(int)].astype(like.dtype)
+
+    process = hot("cosine", noise_fn=look_up)
+    grid = jnp.asarray(ts, jnp.float32)
+    walks = [
+        samplers.sample(samplers.ddpm, process, key, xT, grid, jnp.zeros(SHAPE))
+        for key in jax.random.split(jax.random.key(0))
+    ]
+    np.testing.assert_allclose(walks[0], x, atol=1e-5)
+    np.testing.assert_array_equal(*walks)  # the key is not read
+
+
+def test_fresh_noise_is_like_the_realization():
+    like = {"a": jnp.zeros((2, 3)), "b": (None, jnp.zeros(20_000))}
+    got = samplers.draw_normal(jax.random.key(0), None, None, like)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, like)
+    # Its law: a Kolmogorov-Smirnov statistic above 1.95 / sqrt(N) is one in a thousand.
+    assert stats.kstest(np.asarray(got["b"][1]), "norm").statistic < 1.95 / np.sqrt(20_000)
+    assert samplers.draw_normal(jax.random.key(0), None, None, None) is None
+
+
+# --- what is refused
 
 
 @pytest.mark.parametrize("ts", [jnp.ones(1), jnp.ones((3, 1)), jnp.float32(1)])
 def test_a_grid_that_is_none_raises(ts):
     with pytest.raises(AssertionError):
-        samplers.sample(samplers.naive, same, same, same, None, jnp.zeros(SHAPE), ts, None)
+        samplers.sample(samplers.naive, cold(), None, jnp.zeros(SHAPE), ts)
+
+
+def refusals():
+    """name -> (what is given in place of what is right, what is said of it)"""
+    no_inference = hot("cosine")._replace(infer_fn=None)
+    return {
+        "factory": ({"sampler": samplers.ddim}, r"got ddim: call it, as in ddim\(\)"),
+        "other factory": ({"sampler": samplers.heun}, r"got heun: call it, as in heun\(\)"),
+        "name": ({"sampler": "ddim"}, "sampler must be a Sampler; got 'ddim'"),
+        "bytes": ({"xT": jnp.zeros(SHAPE, jnp.uint8)}, "xT must be floating point.*got uint8"),
+        "increasing": ({"ts": jnp.array([0, 0.5, 1])}, "ts must decrease strictly"),
+        "repeated": ({"ts": jnp.array([1, 0.5, 0.5, 0])}, "ts must decrease strictly"),
+        "not a number": ({"ts": jnp.array([1, jnp.nan, 0])}, "ts must decrease strictly"),
+        "negative": ({"keep_every": -1}, "keep_every must not be negative; got -1"),
+    } | {
+        f"{name} infers": (
+            {"sampler": sampler, "process": no_inference},
+            f"{name} infers omega: process.infer_fn must be a function, not None",
+        )
+        for name, sampler in (
+            ("ddim", samplers.ddim()),
+            ("ddim", samplers.ddpm),
+            ("euler", samplers.euler()),
+            ("heun", samplers.heun()),
+            ("dpm_solver_2m", samplers.dpm_solver_2m),
+        )
+    }
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", refusals())
+def test_a_walk_that_cannot_be_is_refused_while_tracing(name, jitted):
+    wrong, message = refusals()[name]
+    right = {"sampler": samplers.naive, "process": hot("cosine"), "xT": jnp.zeros(SHAPE)}
+    given = right | {"ts": jnp.array([1, 0.5, 0]), "keep_every": 0} | wrong
+
+    def restored(omega):
+        # ts is closed over: its numbers are known while omega is traced.
+        return samplers.sample(
+            given["sampler"],
+            given["process"],
+            jax.random.key(0),
+            given["xT"],
+            given["ts"],
+            omega,
+            keep_every=given["keep_every"],
+        )
+
+    with pytest.raises(ValueError, match=message) as caught:
+        (jax.jit(restored) if jitted else restored)(jnp.zeros(SHAPE))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["naive", "improved", "ihdm", "indi", "blurring"])
+def test_those_that_infer_nothing_need_no_infer_fn(name):
+    xT, omega, _ = images()
+    process = hot("cosine")
+    walks = [
+        walk(EVERY[name], given, xT, omega) for given in (process, process._replace(infer_fn=None))
+    ]
+    np.testing.assert_array_equal(*walks)
+
+
+def test_a_grid_that_is_traced_is_not_judged():
+    ts = jnp.array([1, 0.5, 0.5, 0])
+    xT = images()[0]
+    key = jax.random.key(0)
+    got = jax.jit(lambda ts: samplers.sample(samplers.improved, cold(), key, xT, ts))(ts)
+    # A step from t to t changes nothing in Algorithm 2.
+    np.testing.assert_allclose(got, walk_without_noise(xT, [1, 0.5, 0]), atol=1e-6)
+
+
+def test_create_is_the_sampler_of_that_name():
+    assert samplers.create("naive") is samplers.naive
+    assert samplers.create("ddim", eta=0.5) is samplers.ddim(0.5)
+    assert samplers.create("heun", churn=0.1, s_max=2.0) is samplers.heun(0.1, s_max=2.0)
+    functions = (to_dct, from_dct, frequency_coefficients)
+    assert samplers.create("blurring", *functions) is samplers.blurring(*functions)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cold", {}, "sampler must be one of naive, improved, .*; got 'cold'"),
+        ("ddim", {"delta": 1.0}, "sampler 'ddim' takes eta; got delta"),
+        ("naive", {"eta": 1.0}, "sampler 'naive' takes no settings; got eta"),
+        ("heun", {"eta": 1.0}, "'heun' takes churn, s_min, s_max, s_noise; got eta"),
+        ("blurring", {"to_basis_fn": 1}, "'blurring' takes no settings; got to_basis_fn"),
+        ("ihdm", {}, "sampler 'ihdm': .*delta"),
+        ("ddim", {"eta": 2.0}, "eta must lie in"),
+    ],
+)
+def test_a_sampler_that_cannot_be_created(name, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        samplers.create(name, **settings)
+    assert "\n" not in str(caught.value)
 
 
 class VariantsTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
     def test_variants_agree(self):
         xT, omega, _ = images()
-        got = self.variant(lambda xT, omega: walk(solvers.heun(), *hot("flow"), xT, omega))(
+        got = self.variant(lambda xT, omega: walk(samplers.heun(), hot("flow"), xT, omega))(
             xT, omega
         )
-        batch = jax.vmap(lambda xT, omega: walk(solvers.heun(), *hot("flow"), xT, omega))(
+        batch = jax.vmap(lambda xT, omega: walk(samplers.heun(), hot("flow"), xT, omega))(
             xT[None], omega[None]
         )
         np.testing.assert_allclose(got, batch[0], atol=1e-5)

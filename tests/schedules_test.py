@@ -128,20 +128,18 @@ def test_beta_table_by_hand():
     table = schedules.beta_table([0.36, 0.4375, 8 / 9])
     expected = [[1, 0], [0.8, 0.6], [0.6, 0.8], [0.2, np.sqrt(0.96)]]
     np.testing.assert_allclose(table, expected, atol=1e-15)
-    # (alpha - 0.2) 0.8 / (0.8 - 0.2)
-    rescaled = schedules.zero_terminal_table(table)
-    np.testing.assert_allclose(rescaled[:, 0], [1, 0.8, 8 / 15, 0], atol=1e-15)
-    np.testing.assert_allclose(rescaled[2, 1] ** 2, 161 / 225, atol=1e-15)
-    assert rescaled[-1].tolist() == [0, 1]
+    # (alpha - 0.2) / (1 - 0.2)
+    tabulated = functools.partial(schedules.tabulated, table=jnp.asarray(table, jnp.float32))
+    alpha, sigma = at(functools.partial(schedules.zero_terminal, tabulated), np.arange(4) / 3)
+    np.testing.assert_allclose(alpha, [1, 0.75, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(sigma**2, [0, 0.4375, 0.75, 1], atol=1e-6)
 
 
-def test_zero_terminal_table_is_that_of_diffusers():
+def test_zero_terminal_is_that_of_diffusers():
     # alphas_cumprod[[0, 499, 998]] of DDIMScheduler(rescale_betas_zero_snr=True), linear betas.
-    table = schedules.beta_table(np.linspace(1e-4, 0.02, 1000))
-    rescaled = schedules.zero_terminal_table(table)
-    np.testing.assert_allclose(
-        rescaled[[1, 500, 999], 0] ** 2, [0.9999, 0.0760287, 4.21327e-9], rtol=1e-3
-    )
+    zero_terminal = functools.partial(schedules.zero_terminal, schedules.linear)
+    alpha, _ = at(zero_terminal, np.array([1, 500, 999]) / 1000)
+    np.testing.assert_allclose(alpha**2, [0.9999, 0.0760287, 4.21327e-9], rtol=1e-3)
 
 
 def test_tabulated_is_its_rows_and_the_circle_between():
@@ -196,44 +194,35 @@ def test_log_spaced():
     np.testing.assert_allclose(got, [0, 1, 4, 32], rtol=1e-6)
 
 
-def test_trailing_grid_is_that_of_diffusers():
-    # DDIMScheduler(timestep_spacing="trailing").set_timesteps(7), each timestep i being (i + 1)/T.
-    timesteps = [999, 856, 713, 570, 428, 285, 142]
-    ts = schedules.trailing_grid(7)
-    assert ts.dtype == jnp.float32
-    np.testing.assert_allclose(ts, [*(np.array(timesteps) + 1) / 1000, 0], rtol=1e-6)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_invert_is_the_inverse_in_closed_form(shape):
+    ratios = np.geomspace(0.02, 40, max(int(np.prod(shape)), 1)).reshape(shape)
+    got = schedules.invert(schedules.flow, ratios)
+    assert (got.shape, got.dtype) == (shape, jnp.float32)
+    # t / (1 - t) = r
+    np.testing.assert_allclose(got, ratios / (1 + ratios), rtol=1e-6)
+    exploding = functools.partial(schedules.variance_exploding, sigma_min=0.01, sigma_max=50.0)
+    got = schedules.invert(exploding, ratios)
+    np.testing.assert_allclose(got, np.log(ratios / 0.01) / np.log(5000), rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 11])
-def test_trailing_grid_of_no_such_steps_raises(steps):
-    with pytest.raises(ValueError, match=r"steps must lie in 1\.\.levels = 10"):
-        schedules.trailing_grid(steps, levels=10)
+def test_invert_of_what_is_not_reached():
+    # The flow reaches any ratio, DDPM's linear schedule 157, and this one 50, at t = 1.
+    exploding = functools.partial(schedules.variance_exploding, sigma_min=0.01, sigma_max=50.0)
+    np.testing.assert_array_equal(schedules.invert(exploding, jnp.array([50.1, jnp.inf])), 1)
+    np.testing.assert_array_equal(schedules.invert(schedules.linear, 158.0), 1)
+    assert schedules.invert(schedules.linear, 157.0) < 1
+    np.testing.assert_array_equal(schedules.invert(schedules.flow, jnp.inf), 1)
+    # No noise at all is t = 0, within what float32 tells from it.
+    assert schedules.invert(schedules.flow, 0.0) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["linear", "flow"])
-def test_karras_grid_meets_the_levels_of_edm(name):
-    ts = schedules.karras_grid(schedules.SCHEDULES[name], 18)
-    assert ts.shape == (19,)
-    assert (ts[0], ts[-1]) == (1, 0)
-    assert np.all(np.diff(ts) < 0)
-    i = np.arange(1, 18)
-    roots = 80 ** (1 / 7), 0.002 ** (1 / 7)
-    alpha, sigma = at(schedules.SCHEDULES[name], ts[1:-1])
-    expected = (roots[0] + i / 17 * (roots[1] - roots[0])) ** 7
-    np.testing.assert_allclose(sigma / alpha, expected, rtol=2e-4)
-
-
-def test_karras_grid_of_the_karras_schedule_is_uniform():
-    ts = schedules.karras_grid(schedules.karras, 5)
-    np.testing.assert_allclose(ts, [1, 0.75, 0.5, 0.25, 0, 0], atol=1e-5)
-    # The last level is sigma_min, a step above 0.
-    np.testing.assert_allclose(schedules.karras(ts[-2])[1], 0.002, rtol=1e-4)
-    assert schedules.karras_grid(schedules.karras, 1).tolist() == [1, 0]
-
-
-def test_karras_grid_below_the_schedule_raises():
-    with pytest.raises(ValueError, match=r"sigma_min = 0\.0001"):
-        schedules.karras_grid(schedules.karras, 18, sigma_min=1e-4)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_invert_leads_back_to_the_severity(name):
+    ts = np.linspace(0.05, 0.95, 19)
+    alpha, sigma = at(bound(name), ts)
+    got = jax.jit(lambda ratio: schedules.invert(bound(name), ratio))(sigma / alpha)
+    np.testing.assert_allclose(got, ts, atol=2e-5)
 
 
 @pytest.mark.parametrize("betas", [[], [[0.1]], [0.1, 1.1], [-0.1], [np.nan]])

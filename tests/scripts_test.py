@@ -22,7 +22,8 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from experiments import common
+from experiments.lib import runs
+from experiments.lib.config import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=experiments/configs/digits_deblur.py"
@@ -186,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(env, tmp_path):
 # Imports once what takes long, and forks for each case: (script, arguments, environment).
 RUN_CASES = """
 import json, os, runpy, signal, sys
-import experiments.pictures, experiments.restoring
+import experiments.lib.pictures, experiments.lib.walks
 import sklearn.datasets, tensorboardX, tensorflow_datasets
 
 for i, (script, arguments, variables) in enumerate(json.load(sys.stdin)):
@@ -197,10 +198,29 @@ for i, (script, arguments, variables) in enumerate(json.load(sys.stdin)):
             os.dup2(os.open(f"{sys.argv[1]}/{i}.{name}", os.O_WRONLY | os.O_CREAT), stream)
         os.environ.update(variables)
         sys.argv = [script, *arguments]
-        runpy.run_module(f"experiments.{script}", run_name="__main__")
+        runpy.run_module(f"experiments.{script}", run_name="__main__", alter_sys=True)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(status, file=open(f"{sys.argv[1]}/{i}.status", "w"))
 """
+
+
+def run_cases(env, cases, results):
+    """Yields (case, exit status, stdout, stderr); a case is (script, arguments, environment)."""
+    results.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", RUN_CASES, str(results)],
+        cwd=ROOT,
+        env=env,
+        input=json.dumps([case[:3] for case in cases]),
+        text=True,
+        check=True,
+        stderr=subprocess.PIPE,
+        timeout=300,
+    )
+    for i, case in enumerate(cases):
+        names = ("status", "stdout", "stderr")
+        status, *written = ((results / f"{i}.{name}").read_text() for name in names)
+        yield case, int(status), *written
 
 
 def test_bad_input_is_one_line_that_names_the_field(env, tmp_path):
@@ -213,7 +233,7 @@ def test_bad_input_is_one_line_that_names_the_field(env, tmp_path):
         Image.fromarray(np.zeros((8, width), np.uint8)).save(folders["sizes"] / f"{count}.png")
     other = importlib.import_module("experiments.configs.digits_deblur").get_config()
     other.seed = 1
-    common.claim_workdir(folders["other"], common.resolve(other))
+    runs.claim(folders["other"], resolve(other), {})
 
     two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     new = f"--workdir={folders['new']}"
@@ -271,28 +291,37 @@ def test_bad_input_is_one_line_that_names_the_field(env, tmp_path):
 
     before = snapshot(tmp_path)
     results = tmp_path.parent / f"{tmp_path.name}_results"
-    results.mkdir()
-    subprocess.run(
-        [sys.executable, "-c", RUN_CASES, str(results)],
-        cwd=ROOT,
-        env=env,
-        input=json.dumps([case[:3] for case in cases]),
-        text=True,
-        check=True,
-        stderr=subprocess.PIPE,
-        timeout=300,
-    )
-    assert snapshot(tmp_path) == before
     faults = []
-    for i, (script, arguments, _, message) in enumerate(cases):
-        status, stderr = ((results / f"{i}.{name}").read_text() for name in ("status", "stderr"))
+    for (script, arguments, _, message), status, _, stderr in run_cases(env, cases, results):
         lines = stderr.splitlines()
         good = len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
-        if not good or status.strip() != "2":
-            faults.append(
-                f"{script} {arguments}: status {status.strip()}, wants {message!r}; {stderr}"
-            )
+        if not good or status != 2:
+            faults.append(f"{script} {arguments}: status {status}, wants {message!r}; {stderr}")
+    assert snapshot(tmp_path) == before
     assert not faults, "\n".join(faults)
+
+
+COMMANDS = [
+    path.stem
+    for path in sorted(ROOT.glob("experiments/*.py"))
+    if "commands.run(main)" in path.read_text()
+]
+
+
+def test_help_says_what_a_command_writes_and_names_its_flags(env, tmp_path):
+    assert {"train", "sample", "restore", "evaluate", "audit"} <= set(COMMANDS)
+    cases = [(script, ["--help"], {}) for script in COMMANDS]
+    for (script, _, _), status, stdout, stderr in run_cases(env, cases, tmp_path / "results"):
+        assert (status, stderr) == (0, ""), script
+        source = (ROOT / "experiments" / f"{script}.py").read_text()
+        own = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
+        assert own
+        # Its own alone: not absl's or another command's.
+        shown = set(re.findall(r"^  --([\w.]+)[:=]", stdout, re.MULTILINE))
+        assert shown - {"config.FIELD"} == own, script
+        assert ("config.FIELD" in shown) == ("config" in own), script
+        assert any(line.startswith("Write") for line in stdout.splitlines()), script
+        assert f"python -m experiments.{script}" in stdout
 
 
 # Configs and imports
@@ -303,10 +332,10 @@ def test_bad_input_is_one_line_that_names_the_field(env, tmp_path):
 def test_every_config_resolves(name, smoke):
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     config.smoke = smoke
-    resolved = common.resolve(config)
+    resolved = resolve(config)
     assert resolved.smoke == smoke
     # It is written to a workdir as json, and is itself after the smoke test has shrunk it.
-    assert json.loads(resolved.to_json()) == json.loads(common.resolve(resolved).to_json())
+    assert json.loads(resolved.to_json()) == json.loads(resolve(resolved).to_json())
     assert set(resolved) == set(importlib.import_module("experiments.configs.default").get_config())
 
 
@@ -337,7 +366,8 @@ def test_no_module_imports_tensorflow_or_torch(env):
     )
     assert done.returncode == 0, done.stderr
     count, found = done.stdout.splitlines()
-    assert int(count) >= len(list(ROOT.glob("experiments/*.py")))
+    sources = [path.stem for path in (ROOT / "experiments").rglob("*.py")]
+    assert int(count) >= len(sources) - sources.count("__init__")
     assert found == "[]"
     # Nor does anything try, which would show only where TensorFlow is installed.
     assert "import of tensorflow" not in done.stderr

@@ -1,12 +1,14 @@
 """Oracles: scipy.ndimage.zoom and correlate1d, in float64; the ends of each level by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffjax.operators import snow
+from diffjax.degradations import snow
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 33, 64, 128])
@@ -115,3 +117,15 @@ def test_image_of_another_size_raises():
     omega = snow.SnowDraw(jnp.zeros((8, 8)), jnp.asarray(True))
     with pytest.raises(AssertionError):
         snow.degrade_snow(params, jnp.zeros((8, 8, 1)), jnp.float32(1), omega)
+
+
+WRONG = [
+    ({"steps": 0}, "steps must be positive"),
+    ({"steps": 5, "level": 5}, "level must be one of 1, 2, 3, 4; got 5"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_an_argument_that_cannot_be_raises(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        snow.snow((8, 8, 3), **arguments)

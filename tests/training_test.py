@@ -15,8 +15,10 @@ import numpy as np
 import optax
 import pytest
 
-from diffjax import cold, data, losses, training
-from diffjax.degradations import Degradation
+from diffjax import data, losses, training
+from diffjax.degradations.base import Degradation, draw_noise
+from diffjax.degradations.blur import gaussian_blur
+from diffjax.restorers import Objective, Problem
 
 PARAMS = {"a": jnp.float32(0.3), "b": jnp.float32(-0.2)}
 KEY = jax.random.key(7)
@@ -32,31 +34,24 @@ def fading(params, x0, t, omega):
     return (1 - params * t) * x0
 
 
-def normal(params, key, x0):
-    del params
-    return jax.random.normal(key, x0.shape)
-
-
 def noising(params, x0, t, omega):
     del params
     return x0 + t * omega
 
 
 FADE = Degradation(jnp.float32(0.5), apply_fn=fading)
-NOISE = Degradation(None, draw_fn=normal, apply_fn=noising)
+NOISE = Degradation(None, draw_fn=draw_noise, apply_fn=noising)
 
 
 def step_with(optimizer, network_fn=linear, loss_fn=losses.l2, ema_decay=0.9, levels=None):
     """train_step, jitted, of (state, batch, key, degradation)."""
-    objective = training.Objective(network_fn, loss_fn=loss_fn, levels=levels)
+    objective = Objective(network_fn, loss_fn=loss_fn, levels=levels)
     step = jax.jit(
         functools.partial(
             training.train_step, objective=objective, optimizer=optimizer, ema_decay=ema_decay
         )
     )
-    return lambda state, batch, key, degradation: step(
-        state, batch, key, training.Problem(degradation)
-    )
+    return lambda state, batch, key, degradation: step(state, batch, key, Problem(degradation))
 
 
 def images(count):
@@ -116,6 +111,32 @@ def test_severity_sums_by_hand():
         assert sums.shape == (training.BINS,)
         np.testing.assert_allclose(sums[-1], value, rtol=1e-5)
         np.testing.assert_array_equal(sums[:-1], 0)
+
+
+def test_severity_curves_are_those_of_the_pixels():
+    # Two bins of images, one bin without any: numpy's own statistics of all pixels of a bin.
+    rng = np.random.default_rng(0)
+    target, output = rng.normal(size=(2, 2, 5, 3, 3, 1)) + 1
+    examples = {
+        "count": np.ones((2, 5)),
+        "loss": np.abs(output - target).mean((2, 3, 4)),
+        "error": ((output - target) ** 2).mean((2, 3, 4)),
+        "target": target.mean((2, 3, 4)),
+        "target_square": (target**2).mean((2, 3, 4)),
+    }
+    sums = {name: np.append(values.sum(axis=1), 0.0) for name, values in examples.items()}
+    curves = training.severity_curves(sums)
+    expected = {
+        "loss": [np.abs(o - x).mean() for o, x in zip(output, target, strict=True)],
+        "rmse": [np.sqrt(((o - x) ** 2).mean()) for o, x in zip(output, target, strict=True)],
+        "explained_variance": [
+            1 - ((o - x) ** 2).mean() / np.var(x) for o, x in zip(output, target, strict=True)
+        ],
+    }
+    assert set(curves) == set(expected)
+    for name, values in expected.items():
+        assert curves[name][2] is None
+        np.testing.assert_allclose(curves[name][:2], values, rtol=1e-9, err_msg=name)
 
 
 def test_the_average_keeps_the_decay_it_is_given_once_that_is_the_smaller():
@@ -232,7 +253,7 @@ def test_loss_falls_when_four_digits_are_overfitted():
         "inner": jax.random.normal(inner, (64, 65)) / 8,
         "outer": jax.random.normal(outer, (64, 64)) / 8,
     }
-    blur = cold.gaussian_blur((8, 8, 1), stds=(0.8,) * 10, kernel_size=5, boundary="reflect")
+    blur = gaussian_blur((8, 8, 1), stds=(0.8,) * 10, kernel_size=5, boundary="reflect")
     optimizer = training.create_optimizer(3e-3, clip_norm=1.0)
     step = step_with(optimizer, perceptron, losses.l1, ema_decay=0.95, levels=10)
     state = training.create_state(params, optimizer)
@@ -275,6 +296,6 @@ def test_two_constructions_of_a_degradation_share_one_trace():
     step = step_with(optimizer, network_fn)
     state = training.create_state(PARAMS, optimizer)
     for stds in ((0.5, 1.0), (0.6, 0.7)):
-        blur = cold.gaussian_blur((2, 3, 1), stds=stds, kernel_size=3)
+        blur = gaussian_blur((2, 3, 1), stds=stds, kernel_size=3)
         state, _ = step(state, as_batch(images(2)), KEY, blur)
     assert len(traces) == 1

@@ -43,8 +43,8 @@ def perturbed(model):
     rng = np.random.default_rng(1)
 
     def drawn(path, leaf):
-        centre = 1 if path[-1].key == "scale" else 0
-        return (centre + 0.1 * rng.normal(size=leaf.shape)).astype(np.float32)
+        center = 1 if path[-1].key == "scale" else 0
+        return (center + 0.1 * rng.normal(size=leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(drawn, described(model, SHAPE)[1])
 
@@ -94,9 +94,23 @@ def test_bfloat16_agrees_with_float32():
 
 def test_output_is_zero_at_first():
     # This generator compiles in half the time of the default one.
-    initial = unet.init_unet(SMALL, jax.random.key(0, impl="rbg"), SHAPE)
-    output = jax.jit(SMALL.apply)(initial, image(), jnp.float32(0.5))
+    settings = {"width": 8, "multipliers": (1,), "blocks": 1}
+    init_fn, apply_fn = unet.network(SHAPE, 3, 3, 3, **settings)
+    initial = init_fn(jax.random.key(0, impl="rbg"))
+    output = jax.jit(apply_fn)(initial, image(), jnp.float32(0.5))
     np.testing.assert_array_equal(output, np.zeros(SHAPE))
+
+
+def test_a_network_is_the_unet_of_its_settings():
+    # As a file of settings holds them: lists, and the dtype's name. It sees 6 channels, answers 3.
+    settings = {"width": 8, "multipliers": [1, 2], "blocks": 1, "dtype": "bfloat16"}
+    init_fn, apply_fn = unet.network(SHAPE, 6, 3, 3, **settings)
+    params = jax.eval_shape(init_fn, jax.random.key(0))
+    model = SMALL.clone(multipliers=(1, 2), dtype=jnp.bfloat16)
+    output, expected = described(model, (*SHAPE[:2], 6))
+    assert params == expected
+    arguments = (jnp.zeros((*SHAPE[:2], 6)), jnp.float32(0.5), jnp.int32(1))
+    assert jax.eval_shape(apply_fn, params, *arguments) == output
 
 
 def test_output_depends_on_image_time_and_label():

@@ -81,21 +81,21 @@ def test_widths_that_cannot_be_raise():
         with pytest.raises(ValueError, match="delta must be positive"):
             losses.huber(zeros, zeros, delta=width)
         with pytest.raises(ValueError, match="c must be positive"):
-            losses.pseudo_huber_loss(zeros, zeros, c=width)
+            losses.pseudo_huber(zeros, zeros, c=width)
 
 
-def test_jitted_entry_points():
+def test_jitted_robust_losses():
     d, zeros = jnp.asarray(DIFFERENCES), jnp.zeros((2, 3))
     expected = 2 * special.huber(0.5, DIFFERENCES)
-    np.testing.assert_allclose(losses.huber_loss(d, zeros, delta=0.5), expected, rtol=1e-5)
+    got = jax.jit(losses.huber, static_argnames="delta")(d, zeros, delta=0.5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
     expected = special.pseudo_huber(0.5, DIFFERENCES) / 0.5
-    np.testing.assert_allclose(losses.pseudo_huber_loss(d, zeros, c=0.5), expected, rtol=1e-5)
+    got = jax.jit(losses.pseudo_huber, static_argnames="c")(d, zeros, c=0.5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_per_example():
-    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    np.testing.assert_array_equal(losses.per_example(jnp.asarray(values)), [5.5, 17.5])
-    np.testing.assert_array_equal(losses.per_example(jnp.array([1.0, 2.0])), [1, 2])
+def test_the_losses_by_name():
+    assert losses.LOSSES == {name: getattr(losses, name) for name in LOSSES}
 
 
 # SNR = 5 and SNR = 1/4, by hand. Defaults: gamma 5 for the min-SNRs, k = gamma = 1, sigma_data 1/2.
@@ -191,7 +191,7 @@ def test_the_same_weighting_is_the_same_gradient_whatever_is_predicted():
     def loss(params, kind, alpha, sigma, weight):
         xt = alpha * x0 + sigma * omega
         x0_hat = xt @ params[0] + jnp.broadcast_to(params[1], xt.shape)
-        output = predictions.from_x0(kind, x0_hat, xt, alpha, sigma, **EXTRAS)
+        output = predictions.convert(x0_hat, xt, "x0", kind, alpha, sigma, **EXTRAS)
         target = predictions.target(kind, x0, omega, alpha, sigma, **EXTRAS)
         factor = predictions.x0_error_factor(kind, alpha, sigma, **EXTRAS)
         return weight / factor * jnp.mean(losses.l2(output, target))

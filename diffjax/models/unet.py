@@ -8,14 +8,15 @@ Depends on: jax, flax, chex.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Array = chex.Array
+Array = jax.Array
 
 
 def time_embedding(t: Array, features: int) -> Array:
@@ -40,7 +41,7 @@ class ResidualBlock(nn.Module):
     """norm, SiLU, 3x3, norm scaled and shifted by the time, SiLU, 3x3 (zero at first); plus x."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x: Array, time: Array) -> Array:
@@ -56,7 +57,7 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Dot-product attention over all pixels, residual, zero at first."""
 
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -89,7 +90,7 @@ class UNet(nn.Module):
     blocks: int = 2
     attention: Sequence[int] = ()
     num_classes: int | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, xt: Array, t: Array, label: Array | None = None) -> Array:
@@ -106,9 +107,9 @@ class UNet(nn.Module):
         time = nn.Dense(4 * self.width, dtype=self.dtype)(time_embedding(t, self.width))
         time = nn.Dense(4 * self.width, dtype=self.dtype)(nn.silu(time))
         if self.num_classes is not None:
-            label = self.num_classes if label is None else label
+            known = self.num_classes if label is None else label
             classes = nn.Embed(self.num_classes + 1, 4 * self.width, dtype=self.dtype)
-            time = time + classes(jnp.asarray(label, jnp.int32))
+            time = time + classes(jnp.asarray(known, jnp.int32))
         levels = range(len(self.multipliers))
 
         x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(xt.astype(self.dtype))
@@ -132,6 +133,30 @@ class UNet(nn.Module):
         return x.astype(jnp.float32)
 
 
-def init_unet(model: UNet, key: Array, shape: Sequence[int]):
-    """Parameters of `model` for one example of the given shape, [H, W, C']."""
-    return jax.jit(model.init)(key, jnp.zeros(shape), jnp.zeros(()))
+def network(
+    image_shape: Sequence[int],
+    channels_in: int,
+    channels_out: int,
+    num_classes: int | None = None,
+    **settings: Any,
+) -> tuple[Callable[[Array], Any], Callable[..., Any]]:
+    """A U-Net as a pair of pure functions of one example.
+
+    Args:
+      image_shape: (H, W, C) of the images.
+      channels_in: C' of what the network sees.
+      channels_out: C of what it answers.
+      num_classes: of the labels; None: it takes none.
+      **settings: the other attributes of `UNet`.
+    Returns:
+      init(key) -> params, and apply(params, xt, t, label) -> [H, W, channels_out].
+    """
+    settings = {key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()}
+    settings["dtype"] = jnp.dtype(settings.get("dtype", jnp.float32))
+    model = UNet(channels=channels_out, num_classes=num_classes, **settings)
+    shape = (*image_shape[:2], channels_in)
+
+    def init(key):
+        return jax.jit(model.init)(key, jnp.zeros(shape), jnp.zeros(()))
+
+    return init, model.apply

@@ -22,5 +22,5 @@ def get_config():
     config.degradation.images = images = ml_collections.ConfigDict()
     images.name = "folder"
     images.directory = ml_collections.config_dict.placeholder(str)
-    config.sample.sampler = "cold"
+    config.sample.sampler = "improved"
     return config

@@ -1,11 +1,11 @@
-r"""Generating CelebA at 128x128 by deblurring one colour, with Cold Diffusion's setting.
+r"""Generating CelebA at 128x128 by deblurring one color, with Cold Diffusion's setting.
 
 python -m experiments.train --workdir=runs/celeba_blur_generation \
     --config=experiments/configs/celeba_blur_generation.py
 python -m experiments.sample --workdir=runs/celeba_blur_generation --num=64
 
 Setting: 300 steps in 27x27 circular kernels of std_i = exp(0.01 i), the last one to the mean
-colour; a Gaussian fitted on the mean colours of 6,400 images, noise of std 0.002 on the start:
+color; a Gaussian fitted on the mean colors of 6,400 images, noise of std 0.002 on the start:
 as the README of the authors' code has it.
 Published: FID 49.45 with that noise ("broken symmetry"); read in a secondary source that was
 checked against the paper, and on a leaderboard, not in the paper.
@@ -22,5 +22,4 @@ def get_config():
     config.degradation.kernel_size = 27
     config.degradation.boundary = "circular"
     config.degradation.mean_at_end = True
-    config.train.levels = config.sample.steps = 300
     return config

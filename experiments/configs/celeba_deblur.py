@@ -26,13 +26,11 @@ def get_config():
     config.degradation.boundary = "reflect"
     config.model.width = 64
     config.model.multipliers = (1, 2, 4, 8)
-    config.train.levels = 200
     config.train.steps = 100_000
     config.train.batch_size = 32
     config.train.learning_rate = 2e-4
     config.train.warmup = 1000
     config.train.ema_decay = 0.9995
-    config.sample.steps = 200
     config.sample.batch_size = 32
     config.sample.images = 3000
     config.run.log_every = 100

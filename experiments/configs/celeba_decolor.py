@@ -1,4 +1,4 @@
-r"""Colouring CelebA with Cold Diffusion's setting: colour lost linearly in 20 steps.
+r"""Coloring CelebA with Cold Diffusion's setting: color lost linearly in 20 steps.
 
 python -m experiments.train --workdir=runs/celeba_decolor \
     --config=experiments/configs/celeba_decolor.py
@@ -15,5 +15,4 @@ from experiments.configs import celeba_deblur
 def get_config():
     config = celeba_deblur.get_config()
     config.degradation = {"family": "decolor", "steps": 20}
-    config.train.levels = config.sample.steps = 20
     return config

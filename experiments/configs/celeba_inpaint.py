@@ -1,4 +1,4 @@
-r"""Inpainting CelebA at 128x128 with Cold Diffusion's setting: 100 growing holes in the centre.
+r"""Inpainting CelebA at 128x128 with Cold Diffusion's setting: 100 growing holes in the center.
 
 python -m experiments.train --workdir=runs/celeba_inpaint \
     --config=experiments/configs/celeba_inpaint.py
@@ -17,5 +17,4 @@ def get_config():
     config = celeba_deblur.get_config()
     stds = schedules.linear_stds(100, start=0.2, slope=0.2)
     config.degradation = {"family": "fade", "stds": tuple(stds.tolist())}
-    config.train.levels = config.sample.steps = 100
     return config

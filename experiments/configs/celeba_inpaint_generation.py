@@ -1,11 +1,11 @@
-r"""Generating CelebA at 128x128 from one colour, drawn, that recedes to the border.
+r"""Generating CelebA at 128x128 from one color, drawn, that recedes to the border.
 
 python -m experiments.train --workdir=runs/celeba_inpaint_generation \
     --config=experiments/configs/celeba_inpaint_generation.py
 python -m experiments.sample --workdir=runs/celeba_inpaint_generation --num=64
 
 Setting: 750 steps of std_i = 0.05 (i + 1), reversed: the image is lost from the border inwards,
-to a colour uniform on [-0.5, 0.5)^3, as the README and the code of Cold Diffusion's authors have
+to a color uniform on [-0.5, 0.5)^3, as the README and the code of Cold Diffusion's authors have
 it.
 Published: the paper has an FID for it, which could not be verified, so none is given here.
 Deviations: as in celeba_deblur.
@@ -24,5 +24,4 @@ def get_config():
         "color": "drawn",
         "reverse": True,
     }
-    config.train.levels = config.sample.steps = 750
     return config

@@ -3,7 +3,7 @@ r"""Generating CelebA at 128x128 from noise: the hot model that Cold Diffusion c
 python -m experiments.train --workdir=runs/celeba_noise \
     --config=experiments/configs/celeba_noise.py
 python -m experiments.sample --workdir=runs/celeba_noise --num=64
-python -m experiments.sample --workdir=runs/celeba_noise --num=64 --sampler=cold \
+python -m experiments.sample --workdir=runs/celeba_noise --num=64 --sampler=improved \
     --output=runs/celeba_noise/fixed
 
 Setting: 200 steps of the clipped cosine, x0 predicted, L1, as the README and the code of the

@@ -14,5 +14,4 @@ from experiments.configs import celeba_deblur
 def get_config():
     config = celeba_deblur.get_config()
     config.degradation = {"family": "downsample", "steps": 4, "method": "bicubic"}
-    config.train.levels = config.sample.steps = 4
     return config

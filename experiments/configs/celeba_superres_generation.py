@@ -16,5 +16,4 @@ from experiments.configs import celeba_superres
 def get_config():
     config = celeba_superres.get_config()
     config.degradation.steps = 6
-    config.train.levels = config.sample.steps = 6
     return config

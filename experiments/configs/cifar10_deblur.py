@@ -25,13 +25,11 @@ def get_config():
     config.model.multipliers = (1, 2, 2, 2)
     config.model.blocks = 2
     config.model.attention = (1,)
-    config.train.levels = 50
     config.train.steps = 50_000
     config.train.batch_size = 128
     config.train.learning_rate = 3e-4
     config.train.warmup = 1000
     config.train.ema_decay = 0.9995
-    config.sample.steps = 50
     config.run.log_every = 100
     config.run.checkpoint_every = 5000
     return config

@@ -1,4 +1,4 @@
-r"""Colouring CIFAR-10 with Cold Diffusion's setting: colour lost linearly in 20 steps.
+r"""Coloring CIFAR-10 with Cold Diffusion's setting: color lost linearly in 20 steps.
 
 python -m experiments.train --workdir=runs/cifar10_decolor \
     --config=experiments/configs/cifar10_decolor.py
@@ -14,5 +14,4 @@ from experiments.configs import cifar10_deblur
 def get_config():
     config = cifar10_deblur.get_config()
     config.degradation = {"family": "decolor", "steps": 20}
-    config.train.levels = config.sample.steps = 20
     return config

@@ -24,8 +24,6 @@ def get_config():
     config.degradation.levels = 200
     config.model.multipliers = (1, 2, 2, 2)
     config.model.attention = (2, 3)
-    config.train.levels = 200
     config.prior.perturbation = 0.0166
-    config.sample.steps = 200
-    config.sample.delta = 0.026
+    config.sample.settings.delta = 0.026
     return config

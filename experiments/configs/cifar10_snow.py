@@ -15,5 +15,4 @@ from experiments.configs import cifar10_deblur
 def get_config():
     config = cifar10_deblur.get_config()
     config.degradation = {"family": "snow", "steps": 200, "level": 3, "fix_brightness": True}
-    config.train.levels = config.sample.steps = 200
     return config

@@ -14,5 +14,4 @@ from experiments.configs import cifar10_deblur
 def get_config():
     config = cifar10_deblur.get_config()
     config.degradation = {"family": "downsample", "steps": 3, "method": "bicubic"}
-    config.train.levels = config.sample.steps = 3
     return config

@@ -19,9 +19,7 @@ def get_config():
     config.degradation.mean_at_end = True
     # The perturbation stays in xt all the way down, and the linear restorer must expect it.
     config.model.precondition_floor = 0.02
-    config.train.levels = 20
     config.train.steps = 1500
     config.prior.components = 10
-    config.sample.sampler = "cold"
-    config.sample.steps = 20
+    config.sample.sampler = "improved"
     return config

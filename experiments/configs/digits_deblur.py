@@ -11,10 +11,5 @@ from experiments.configs import default
 
 def get_config():
     config = default.get_config()
-    config.degradation.stds = (0.8,) * 10
-    config.degradation.kernel_size = 5
-    config.degradation.boundary = "reflect"
-    config.train.levels = 10
     config.train.steps = 1200
-    config.sample.steps = 10
     return config

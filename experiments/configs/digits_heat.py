@@ -14,19 +14,19 @@ from experiments.configs import default
 
 def get_config():
     config = default.get_config()
-    config.degradation.family = "heat"
-    config.degradation.sigma_min = 0.3
-    config.degradation.sigma_max = 20.0 * 8 / 28
-    config.degradation.levels = 50
-    config.degradation.noise = 0.02
+    config.degradation = {
+        "family": "heat",
+        "sigma_min": 0.3,
+        "sigma_max": 20.0 * 8 / 28,
+        "levels": 50,
+        "noise": 0.02,
+    }
     config.model.precondition_floor = 0.015
     config.train.loss = "l2"
     config.train.prediction = "previous"
-    config.train.levels = 50
     config.train.steps = 1500
     config.prior.kind = "bank"
     config.prior.perturbation = 0.025
     config.sample.sampler = "ihdm"
-    config.sample.steps = 50
-    config.sample.delta = 0.025
+    config.sample.settings.delta = 0.025
     return config

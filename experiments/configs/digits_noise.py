@@ -12,8 +12,7 @@ from experiments.configs import default
 
 def get_config():
     config = default.get_config()
-    config.degradation.family = "gaussian_noise"
-    config.degradation.schedule = "cosine"
+    config.degradation = {"family": "gaussian_noise", "schedule": "cosine"}
     config.train.loss = "l2"
     config.train.prediction = "v"
     config.train.times = "stratified"

@@ -12,5 +12,4 @@ from experiments.configs import digits_deblur
 def get_config():
     config = digits_deblur.get_config()
     config.degradation = {"family": "downsample", "steps": 2, "method": "bicubic"}
-    config.train.levels = config.sample.steps = 2
     return config

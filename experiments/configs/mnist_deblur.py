@@ -25,7 +25,5 @@ def get_config():
     config.model.multipliers = (1, 2, 4, 4)
     # Degraded images are judged as computed; to restore files of 8 bits, train with 3e-3.
     config.model.precondition_floor = 1e-4
-    config.train.levels = 20
     config.train.steps = 2000
-    config.sample.steps = 20
     return config

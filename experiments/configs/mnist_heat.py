@@ -36,15 +36,13 @@ def get_config():
     config.train.batch_size = 128
     config.train.loss = "l2"
     config.train.prediction = "previous"
-    config.train.levels = 100
     config.train.learning_rate = 2e-4
     config.train.warmup = 5000
     config.train.ema_decay = 0.999
     config.prior.kind = "bank"
     config.prior.perturbation = 0.015
     config.sample.sampler = "ihdm"
-    config.sample.steps = 100
-    config.sample.delta = 0.025
+    config.sample.settings.delta = 0.025
     config.run.log_every = 100
     config.run.checkpoint_every = 5000
     return config

@@ -19,5 +19,4 @@ def get_config():
     config = mnist_deblur.get_config()
     stds = schedules.linear_stds(50, start=1.1, slope=0.1)
     config.degradation = {"family": "fade", "stds": tuple(stds.tolist()), "place": "random"}
-    config.train.levels = config.sample.steps = 50
     return config

@@ -15,5 +15,4 @@ from experiments.configs import mnist_deblur
 def get_config():
     config = mnist_deblur.get_config()
     config.degradation = {"family": "downsample", "steps": 3, "method": "bicubic"}
-    config.train.levels = config.sample.steps = 3
     return config

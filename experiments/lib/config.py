@@ -1,0 +1,96 @@
+"""Configs: resolved, shrunk for a smoke run, checked field by field."""
+
+import math
+from typing import Any
+
+import ml_collections
+
+from diffjax import losses, predictions, samplers
+from experiments.lib.commands import UsageError
+
+TIMES = ("uniform", "stratified", "importance", "log_normal", "logit_normal")
+STEPS = 50  # of a walk, where neither the config nor the degradation says how many
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A checked copy of the config, shrunk if it asks for smoke.
+
+    Raises:
+      UsageError: naming the field and what it may be.
+    """
+    try:
+        config = config.copy_and_resolve_references()
+    except OSError as error:  # ml_collections waits until now to say that there is no such file
+        raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from error
+    if config.smoke:
+        _shrink(config)
+    _check(config)
+    return config
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+    config.model.update(width=8, multipliers=config.model.multipliers[:2], blocks=1)
+    config.model.attention = tuple(level for level in config.model.attention if level < 2)
+    config.train.update(steps=6, batch_size=8, warmup=2, accumulate=1)
+    config.sample.update(steps=2, batch_size=8, images=16)
+    config.prior.update(components=1, images=64)
+    config.run.update(log_every=2, checkpoint_every=3)
+
+
+def get(config: ml_collections.ConfigDict, field: str) -> Any:
+    """The value of a field by its dotted name."""
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def is_own(name: Any) -> bool:
+    """Whether a config names something of the user's, "module:function"."""
+    return isinstance(name, str) and ":" in name
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    def check(ok, field, wanted):
+        if not ok:
+            raise UsageError(f"config.{field} must be {wanted}; got {get(config, field)!r}")
+
+    for field in (
+        "train.steps train.batch_size train.accumulate sample.batch_size "
+        "run.log_every run.checkpoint_every run.keep model.blocks"
+    ).split():
+        check(get(config, field) > 0, field, "positive")
+    for field in ("train.levels", "sample.steps", "sample.images", "data.image_size", "data.limit"):
+        check(get(config, field) is None or get(config, field) > 0, field, "positive, or None")
+    check(0 <= config.seed < 2**31, "seed", "in [0, 2^31)")
+    check(config.train.warmup >= 0, "train.warmup", "0 or more")
+    rate = config.train.learning_rate
+    check(0 <= rate < math.inf, "train.learning_rate", "0 or more, and finite")
+    check(config.train.clip_norm > 0, "train.clip_norm", "positive")
+    check(0 <= config.train.ema_decay < 1, "train.ema_decay", "in [0, 1)")
+    for field, choices in (
+        ("train.loss", tuple(losses.LOSSES)),
+        ("train.prediction", tuple(predictions.DIRECTIONS)),
+        ("train.weighting", (None, *losses.WEIGHTINGS)),
+        ("train.times", TIMES),
+        ("prior.kind", ("mixture", "bank")),
+        ("sample.sampler", tuple(samplers.SAMPLERS)),
+        ("sample.grid", tuple(samplers.GRIDS)),
+        ("model.dtype", ("float32", "bfloat16")),
+    ):
+        check(get(config, field) in choices, field, f"one of {', '.join(map(str, choices))}")
+    check(0 <= config.train.label_dropout <= 1, "train.label_dropout", "in [0, 1]")
+    check(0 < config.train.loss_delta < math.inf, "train.loss_delta", "positive and finite")
+    floor = config.model.precondition_floor
+    check(0 < floor < math.inf, "model.precondition_floor", "positive and finite")
+    check(config.prior.components > 0, "prior.components", "positive")
+    check(config.prior.images > 1, "prior.images", "2 or more")
+    check(0 <= config.prior.perturbation < math.inf, "prior.perturbation", "0 or more, and finite")
+    check(config.model.width > 0 and config.model.width % 8 == 0, "model.width", "a multiple of 8")
+    multipliers = config.model.multipliers
+    check(multipliers and min(multipliers) > 0, "model.multipliers", "positive, one a level")
+    levels = range(len(config.model.multipliers))
+    check(set(config.model.attention) <= set(levels), "model.attention", f"in {list(levels)}")
+    low, high = config.sample.guidance_interval
+    check(0 <= low <= high <= 1, "sample.guidance_interval", "(low, high), 0 <= low <= high <= 1")
+    quantile = config.sample.dynamic_threshold
+    check(quantile is None or 0 < quantile <= 1, "sample.dynamic_threshold", "in (0, 1], or None")

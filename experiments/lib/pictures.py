@@ -1,0 +1,113 @@
+"""The pictures that the scripts leave behind."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from diffjax import metrics
+
+
+def draw_grid(
+    path: pathlib.Path,
+    rows: Sequence[np.ndarray],
+    *,
+    names: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> None:
+    """Rows of images [N, H, W, C] in [-1, 1], with a name beside each row or above each column."""
+    width = max(map(len, rows))
+    margin = 0.1 + 0.075 * max(map(len, names), default=0)
+    top = 0.2 if columns else 0.02
+    size = (0.72 * width + margin, 0.72 * len(rows) + top)
+    figure, axes = plt.subplots(len(rows), width, figsize=size, squeeze=False)
+    for axes_row, images in zip(axes, rows, strict=True):
+        for axis in axes_row:
+            axis.set_axis_off()
+        for axis, image in zip(axes_row, metrics.to_uint8(np.asarray(images)), strict=False):
+            axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0,
+                        vmax=255, interpolation="nearest")  # fmt: skip
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        axis.text(-0.1, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+    for axis, name in zip(axes[0], columns, strict=False):
+        axis.set_title(name, fontsize=7, pad=2)
+    figure.subplots_adjust(
+        left=margin / size[0], right=0.998, top=1 - top / size[1], bottom=0.002,
+        wspace=0.04, hspace=0.04,
+    )  # fmt: skip
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """[N, H, W, C] in [-1, 1] -> one uint8 picture of a grid, one pixel between its cells."""
+    images = metrics.to_uint8(images)
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def to_pil(picture: np.ndarray, scale: int = 1) -> Image.Image:
+    """A uint8 [H, W, C] of 1 or 3 channels as a PIL image, every pixel `scale` wide."""
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+
+
+def write_gif(path: pathlib.Path, frames: np.ndarray, *, seconds: float = 4.0) -> None:
+    """An animation over the first axis of [F, N, H, W, C], there and, after a rest, again."""
+    columns = int(np.ceil(np.sqrt(frames.shape[1])))
+    scale = max(1, 128 // frames.shape[2])
+    pictures = [to_pil(tile(images, columns), scale) for images in frames]
+    durations = [int(1000 * seconds / len(frames))] * len(frames)
+    durations[0] = durations[-1] = 800
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
+    """The first `num` images that sample.py generated (None: all), [N, H, W, C] in [-1, 1]."""
+    found, count = [], 0
+    for path in sorted(folder.glob("batch_????????.npz")):
+        if num is not None and count >= num:
+            break
+        found.append(np.load(path)["image"])
+        count += len(found[-1])
+    images = np.concatenate(found)[:num] if found else np.zeros((0, 1, 1, 1), np.uint8)
+    return images.astype(np.float32) / 127.5 - 1
+
+
+def draw_curves(workdir: pathlib.Path) -> None:
+    """loss.png and severity.png, from metrics.jsonl: over the steps, and for each bin of t."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    figure, axis = plt.subplots(figsize=(6, 3.5))
+    axis.semilogy(steps, [line["loss"] for line in lines], lw=1)
+    axis.set(xlabel="step", ylabel="training loss")
+    axis.grid(alpha=0.3, which="both")
+    figure.savefig(workdir / "loss.png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+    names = {"loss": "loss", "rmse": "RMSE", "explained_variance": "explained variance"}
+    figure, axes = plt.subplots(1, len(names), figsize=(12, 3.5))
+    for axis, (name, label) in zip(axes, names.items(), strict=True):
+        values = np.array([line["severity"][name] for line in lines], float)
+        for k, series in enumerate(values.T):
+            color = plt.cm.viridis(k / values.shape[1])
+            axis.plot(
+                steps, series, lw=1, color=color, label=f"t <= {(k + 1) / values.shape[1]:.1f}"
+            )
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[-1].set_ylim(max(-1, np.nanmin(values)), 1.02)
+    axes[-1].legend(fontsize=6)
+    figure.savefig(workdir / "severity.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
