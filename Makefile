@@ -23,13 +23,12 @@ define check_python
 	has venv; name one with make PYTHON=..." >&2; exit 1; }
 endef
 
-# $(call install,what): the environment of $@, the file that says that it is complete. Without
-# that file (none yet, or an installation was interrupted) it is made from nothing.
+# $(call install,what): the environment of $@, the file that says that it was completed. Without
+# that file (none yet, or the installation was interrupted) it is made from nothing.
 define install
 $(check_python)
 @echo "installing into $(@D), once, for some minutes: pip install $(1)"
 @test -e $@ || $(PYTHON) -m venv --clear $(@D)
-@rm -f $@
 @$(@D)/bin/pip install --quiet --disable-pip-version-check $(1)
 @touch $@
 endef
@@ -43,7 +42,7 @@ endef
 .PHONY: help demo test test-newest suite soak prepare clean environment
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{ printf "make %-12s %s\n", $$1, $$2 }'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: environment ## train, sample and judge a deblurring of handwritten digits, in minutes
 	$(BIN)/python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=$(DEMO)
