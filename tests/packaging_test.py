@@ -72,7 +72,7 @@ def imports(source):
 
 def foreign(modules, allowed):
     """Those of the modules that are neither Python's, ours nor of an allowed distribution."""
-    ours = {"diffjax", "experiments"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    ours = {"diffjax", "experiments"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
     allowed = {name(requirement) for requirement in allowed} | BY_HAND
     return {
         module
