@@ -220,14 +220,17 @@ def tensorflow_dataset(
         return [np.stack(pixels), np.array([record["label"] for record in found], np.int32)]
 
     place = (name, info.full_name, os.path.abspath(where), split, image_size, Image.__version__)
-    state = _state_of(records, info.splits[split])
+    state = _state_of(records, split)
     return Encoded(len(records), first.shape, first.dtype, classes, decode, place, state)
 
 
-def _state_of(records, split) -> list | None:
+def _state_of(records, split: str) -> list | None:
     """None if the records do not come from files, as those of tfds.testing.mock_data."""
+    splits = records.dataset_info.splits
+    if split not in splits or len(records) != splits[split].num_examples:
+        return None
     try:
-        return cache.state(split.filepaths) if len(records) == split.num_examples else None
+        return cache.state(splits[split].filepaths)
     except OSError:
         return None
 

@@ -111,9 +111,9 @@ def header(path: pathlib.Path, *, upright: bool = True) -> Header:
     """
     with _opened(path) as image:
         width, height = image.size
-        # Orientations 5 to 8 swap the axes.
-        if upright and width != height and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
-            width, height = height, width
+        if upright and width != height and image.format != "TIFF":  # Pillow has turned that one
+            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # these swap the axes
+                width, height = height, width
         return Header(height, width, *_kind(image))
 
 
@@ -171,7 +171,8 @@ def read_arrays(path: pathlib.Path, *, mmap: bool = False) -> tuple[np.ndarray, 
         return read_array(path, mmap=mmap), None
     with _one_line():
         _check_regular(path)
-        with np.load(path, allow_pickle=False) as held:
+        # Opened here, since numpy leaves a broken one open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             if "image" not in held:
                 raise ValueError(f"it must hold image, and may hold label; it holds {list(held)}")
             return _native(held["image"]), held["label"] if "label" in held else None
