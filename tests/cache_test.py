@@ -200,7 +200,9 @@ def test_a_folder_is_decoded_once(tmp_path, decoded):
     assert [name for name, _ in decoded] == ["read_picture"] * 2
     assert load_folder(root, image_size=3).image_shape == (3, 3, 1)
     np.testing.assert_array_equal(held(load_folder(root, limit=4)), written[:4])
+    decoded.clear()
     np.testing.assert_array_equal(held(load_folder(root)), written[:18])
+    assert decoded == []
 
 
 @pytest.mark.parametrize("how", ["content", "time", "new", "gone", "renamed"])
@@ -248,10 +250,11 @@ def test_mock_data_is_never_kept(folder):
     assert not folder.exists()
 
 
-def test_mock_data_is_never_kept_for_the_real(folder, monkeypatch):
+def test_mock_data_is_never_kept_for_the_real(folder):
     directory = pathlib.Path(os.environ.get("TFDS_DATA_DIR", ""))
     if "TFDS_DATA_DIR" not in os.environ or not (directory / "mnist").is_dir():
         pytest.skip("TFDS_DATA_DIR names no folder with a prepared mnist")
-    with tfds.testing.mock_data(num_examples=3):
+    # This mock shows the files of the data set, and other examples.
+    with tfds.testing.mock_data(num_examples=3, data_dir=str(directory)):
         assert data.load("mnist", "test").size == 3
     assert not folder.exists()
