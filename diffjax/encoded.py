@@ -14,7 +14,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -88,28 +88,31 @@ def folder(split: str, directory: str | None, image_size: int | None) -> Encoded
     height, width, channels, is_float = kept[0].tolist()
     shape, dtype = (height, width, channels), np.dtype(np.float32 if is_float else np.uint8)
 
-    def read(path):
-        try:
-            pixels = images.read_picture(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if dtype == np.float32:
-            pixels = images.to_model_range(pixels)
-        if pixels.shape[-1] < channels:
-            pixels = pixels.repeat(channels, axis=-1)
-        if image_size is not None:
-            pixels = images.cover(pixels, image_size, image_size)
-        if (pixels.shape, pixels.dtype) != (shape, dtype):
-            raise ValueError(
-                f"{path} is {pixels.dtype}{list(pixels.shape)} now, and its header said "
-                f"{dtype}{list(shape)}: it was changed, start again"
-            )
-        return pixels
-
     def decode(indices):
-        return [np.stack([read(paths[split][index]) for index in indices])]
+        wanted = [paths[split][index] for index in indices]
+        return [np.stack([_read(path, shape, dtype, image_size) for path in wanted])]
 
     return Encoded(len(paths[split]), shape, dtype, None, decode, (*place, split), state)
+
+
+def _read(path: pathlib.Path, shape, dtype, image_size: int | None) -> np.ndarray:
+    """One picture, brought to the shape and type that the headers of all promised."""
+    try:
+        pixels = images.read_picture(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if dtype == np.float32:
+        pixels = images.to_model_range(pixels)
+    if pixels.shape[-1] < shape[-1]:
+        pixels = pixels.repeat(shape[-1], axis=-1)
+    if image_size is not None:
+        pixels = images.cover(pixels, image_size, image_size)
+    if (pixels.shape, pixels.dtype) != (shape, dtype):
+        raise ValueError(
+            f"{path} is {pixels.dtype}{list(pixels.shape)} now, and its header said "
+            f"{dtype}{list(shape)}: it was changed, start again"
+        )
+    return pixels
 
 
 def _split_by_name(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
@@ -166,38 +169,15 @@ def tensorflow_dataset(
     Raises:
       ValueError: naming the data set and the fix.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise ValueError(
-            f"data.name {name!r} needs tensorflow-datasets: pip install 'diffjax[data]'"
-        ) from None
     where = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     where = os.path.expanduser(where)
-    fix = f"prepare it with `make prepare DATASET={name}`, or set data.directory to where it is"
-
-    def opened(split, **options):
-        return tfds.data_source(name, split=split, data_dir=where, download=False, **options)
-
-    try:
-        records = opened(split)
-    except tfds.core.DatasetNotFoundError:
-        raise ValueError(
-            f"data.name {name!r} is neither digits, folder, arrays nor a TFDS name"
-        ) from None
-    except (AssertionError, FileNotFoundError, NotImplementedError):
-        raise ValueError(f"data.name {name!r} is not prepared in {where}: {fix}") from None
-    except ValueError as error:
-        raise ValueError(f"data.name {name!r}, {split!r} cannot be read: {error}") from None
+    records = _records(name, split, where)
     info = records.dataset_info
     if "image" not in info.features:
         raise ValueError(f"data.name {name!r} has no 'image' feature; it has {list(info.features)}")
     classes = info.features["label"].num_classes if "label" in info.features else None
     if image_size is None and None in info.features["image"].shape:
-        encoded = {"image": tfds.decode.SkipDecoding()}
-        _check_sizes(
-            name, {held: opened(held, decoders=encoded) for held in SPLITS if held in info.splits}
-        )
+        _check_sizes(name, where, [held for held in SPLITS if held in info.splits])
 
     def pixels_of(record):
         if image_size is None:
@@ -224,7 +204,31 @@ def tensorflow_dataset(
     return Encoded(len(records), first.shape, first.dtype, classes, decode, place, state)
 
 
-def _state_of(records, split: str) -> list | None:
+def _records(name: str, split: str, where: str, *, encoded: bool = False) -> Any:
+    """The examples of a split; with `encoded`, the images in them are the bytes of files."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ValueError(
+            f"data.name {name!r} needs tensorflow-datasets: pip install 'diffjax[data]'"
+        ) from None
+    fix = f"prepare it with `make prepare DATASET={name}`, or set data.directory to where it is"
+    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    try:
+        return tfds.data_source(
+            name, split=split, data_dir=where, download=False, decoders=decoders
+        )
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(
+            f"data.name {name!r} is neither digits, folder, arrays nor a TFDS name"
+        ) from None
+    except (AssertionError, FileNotFoundError, NotImplementedError):
+        raise ValueError(f"data.name {name!r} is not prepared in {where}: {fix}") from None
+    except ValueError as error:
+        raise ValueError(f"data.name {name!r}, {split!r} cannot be read: {error}") from None
+
+
+def _state_of(records: Any, split: str) -> list | None:
     """None if the records do not come from files, as those of tfds.testing.mock_data."""
     splits = records.dataset_info.splits
     if split not in splits or len(records) != splits[split].num_examples:
@@ -235,10 +239,11 @@ def _state_of(records, split: str) -> list | None:
         return None
 
 
-def _check_sizes(name: str, splits: dict[str, Sequence]) -> None:
+def _check_sizes(name: str, where: str, splits: list[str]) -> None:
     """Raises ValueError, naming the example, unless all encoded images have one size."""
     first = None
-    for split, records in splits.items():
+    for split in splits:
+        records = _records(name, split, where, encoded=True)
         for index in range(len(records)):
             with Image.open(io.BytesIO(records[index]["image"])) as image:
                 width, height = image.size
