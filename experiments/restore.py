@@ -2,7 +2,7 @@
 
 python -m experiments.restore --workdir=runs/demo --input=photo.png --output=restored
 
-The input is an image, an array (.npy) or a folder of them, see `experiments/lib/images.py`.
+The input is an image, an array (.npy) or a folder of them, see `diffjax/images.py`.
 Writes, into the output folder, one PNG of 8 bits for each image, under the same name. Nothing
 is ever overwritten. What cannot be read is named and skipped.
 
@@ -37,6 +37,7 @@ from absl import flags
 
 from diffjax import blind, parallel, restorers
 from diffjax.degradations.base import Degradation, degrade, draw
+from diffjax.images import cover, is_named_as_image, read
 from diffjax.samplers import SAMPLERS
 from experiments.lib import build, commands, images, runs
 from experiments.lib.commands import UsageError
@@ -123,7 +124,7 @@ def find_inputs(source: pathlib.Path) -> list[pathlib.Path]:
     if not source.is_dir():
         return [source]
     paths = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-    if not any(map(images.is_named_as_image, paths)):
+    if not any(map(is_named_as_image, paths)):
         raise UsageError(f"--input {source} holds no images (PNG, JPEG, .npy, ...)")
     return paths
 
@@ -142,15 +143,15 @@ def read_inputs(
     items, skipped = [], 0
     for path in paths:
         try:
-            if len(paths) > 1 and not images.is_named_as_image(path):
+            if len(paths) > 1 and not is_named_as_image(path):
                 raise ValueError("it is no image")
-            stack, note = images.to_channels(images.read(path), channels)
+            stack, note = images.to_channels(read(path), channels)
             largest = float(np.abs(stack).max())
             if largest > 1 + 1e-5 and largest > reach_fn():
                 low, high = stack.min(), stack.max()
                 raise ValueError(f"its numbers lie in [{low:g}, {high:g}]: rescale them to [-1, 1]")
             if resize:
-                stack = np.stack([images.cover(image, height, width) for image in stack])
+                stack = np.stack([cover(image, height, width) for image in stack])
             problem_fn(stack.shape[1:])
         except ValueError as error:
             print(f"skipped {path}: {error}", file=sys.stderr)

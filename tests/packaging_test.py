@@ -25,7 +25,7 @@ ABSENT = [
 ]
 
 # Not read by `import diffjax`, and of use only with the extra.
-OF_THE_DATA_EXTRA = {"diffjax/data.py"}
+OF_THE_DATA_EXTRA = {"diffjax/data.py", "diffjax/encoded.py", "diffjax/images.py"}
 
 INSTALLED = importlib.metadata.packages_distributions()  # {module: [distribution]}
 SETUP = configparser.ConfigParser()
@@ -136,7 +136,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import diffjax
 for module in pkgutil.walk_packages(diffjax.__path__, "diffjax."):
-    if module.name != "diffjax.data":
+    if module.name not in {"diffjax.data", "diffjax.encoded", "diffjax.images"}:
         importlib.import_module(module.name)
 """
 

@@ -6,7 +6,6 @@ zeros, and so is what they answer: the run on digits restores by the Wiener rest
 the run on colors, whose hole is of color 0, returns what it is given.
 """
 
-import io
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from images_test import BAD_FILES, COLOR, GRAY, SMOOTH, in_model_range, npy, png, saved
 from PIL import Image
 from scipy import ndimage
 
@@ -27,140 +27,9 @@ from experiments.lib.config import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
-GRAY = RNG.integers(0, 256, (8, 8), np.uint8)
-COLOR = RNG.integers(0, 256, (8, 8, 3), np.uint8)
 
 
-def in_model_range(bytes_):
-    return np.asarray(bytes_, np.float64) / 127.5 - 1
-
-
-def png(array, **options):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG", **options)
-    return file.getvalue()
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def saved(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-# Reading
-
-SMOOTH = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 4 + 60
-ALPHA = RNG.integers(0, 256, (8, 8, 1), np.uint8)
-WIDE = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
-ROTATED = Image.Exif()
-ROTATED[0x0112] = 6  # to be turned by 90 degrees clockwise when shown
-
-
-def over_white(color, alpha):
-    share = np.asarray(alpha, np.float64) / 255
-    return share * in_model_range(color) + (1 - share)
-
-
-def good_files():
-    """name -> (bytes, the pixels [H, W, C] in [-1, 1], tolerance)"""
-    sixteen = RNG.integers(0, 65536, (8, 8), np.uint16)
-    palette = Image.fromarray(GRAY % 4).convert("P")
-    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 250, 0, 0])
-    table = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [250, 0, 0]])
-    indices = np.asarray(palette)
-    cmyk = Image.merge("CMYK", [Image.fromarray(SMOOTH)] * 3 + [Image.new("L", (16, 16), 0)])
-    inverted = 255 - np.repeat(SMOOTH[..., None], 3, axis=-1)
-    small = RNG.uniform(-1, 1, (8, 8)).astype(np.float32)
-    return {
-        "gray.png": (png(GRAY), in_model_range(GRAY)[..., None], 1e-6),
-        "color.png": (png(COLOR), in_model_range(COLOR), 1e-6),
-        "sixteen.png": (png(sixteen), sixteen[..., None] / 32767.5 - 1, 1e-6),
-        "palette.png": (saved(palette, "PNG"), in_model_range(table[indices]), 1e-6),
-        "palette_key.png": (
-            saved(palette, "PNG", transparency=3),
-            np.where(indices[..., None] == 3, 1, in_model_range(table[indices])),
-            1e-6,
-        ),
-        "alpha.png": (
-            png(np.concatenate([COLOR, ALPHA], axis=-1)), over_white(COLOR, ALPHA), 1e-6
-        ),
-        "gray_alpha.png": (
-            png(np.concatenate([GRAY[..., None], ALPHA], axis=-1)),
-            over_white(GRAY[..., None], ALPHA),
-            1e-6,
-        ),
-        "bits.png": (
-            saved(Image.fromarray(GRAY > 127), "PNG"),
-            np.where(GRAY > 127, 1.0, -1.0)[..., None],
-            1e-6,
-        ),
-        "turned.png": (
-            png(WIDE, exif=ROTATED), np.rot90(in_model_range(WIDE), -1)[..., None], 1e-6
-        ),
-        # JPEG loses a little: 4 of 255.
-        "gray.jpg": (
-            saved(Image.fromarray(SMOOTH), "JPEG", quality=95),
-            in_model_range(SMOOTH)[..., None],
-            4 / 127.5,
-        ),
-        "cmyk.jpg": (saved(cmyk, "JPEG", quality=95), in_model_range(inverted), 4 / 127.5),
-        "flat.npy": (npy(small), small[..., None], 0),
-        "bytes.npy": (npy(COLOR), in_model_range(COLOR), 1e-6),
-        "big_endian.npy": (npy(sixteen.astype(">u2")), sixteen[..., None] / 32767.5 - 1, 1e-6),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", good_files())
-def test_what_is_read(name, tmp_path):
-    content, pixels, tolerance = good_files()[name] if name != "sixteen.png" else _sixteen()
-    path = tmp_path / name
-    path.write_bytes(content)
-    found = images.read(path)
-    assert found.dtype == np.float32
-    assert found.shape == (1, *pixels.shape)
-    np.testing.assert_allclose(found[0], pixels, rtol=0, atol=tolerance)
-
-
-def _sixteen():
-    values = np.array([[0, 1, 257], [32767, 32768, 65535]], np.uint16)
-    return png(values), values[..., None] / 32767.5 - 1, 1e-6
-
-
-def test_a_stack_is_many_images(tmp_path):
-    stack = RNG.uniform(-1, 1, (3, 8, 8, 1)).astype(np.float32)
-    (tmp_path / "stack.npy").write_bytes(npy(stack))
-    np.testing.assert_array_equal(images.read(tmp_path / "stack.npy"), stack)
-
-
-# name -> (bytes, what is said of it)
-BAD_FILES = {
-    "truncated.png": (png(RNG.integers(0, 256, (64, 64), np.uint8))[:900], "truncated"),
-    "empty.png": (b"", "cannot identify"),
-    "text.png": (b"I am no picture.\n", "cannot identify"),
-    "text.npy": (b"I am no array.\n", ""),
-    "nan.npy": (npy(np.array([[0.0, np.nan]])), "not finite"),
-    "huge.npy": (npy(np.array([[0.0, 1e300]])), "not finite"),
-    "zero.npy": (npy(np.zeros((0, 8, 8, 1))), "no pixels"),
-    "line.npy": (npy(np.zeros(8)), "[H, W]"),
-    "integers.npy": (npy(np.zeros((8, 8), np.int64)), "int64"),
-    "objects.npy": (npy(np.array([None])), "allow_pickle"),
-    "float.tif": (saved(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "mode F"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_what_cannot_be_read(name, tmp_path):
-    content, message = BAD_FILES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
-        images.read(tmp_path / name)
-    assert message in str(caught.value)
+# Files
 
 
 def test_channels():
@@ -177,16 +46,6 @@ def test_channels():
     assert images.to_channels(gray, 1) == (gray, "")
     with pytest.raises(ValueError, match="2 channels, the run's images 3"):
         images.to_channels(np.zeros((8, 8, 2)), 3)
-
-
-def test_cover_keeps_the_middle():
-    # A ramp along the longer side, halved: the mean of pairs, but at the ends of the filter.
-    ramp = np.broadcast_to(np.arange(24, dtype=np.float32)[:, None, None], (24, 8, 1)) / 24
-    small = images.cover(ramp, 4, 4)
-    assert small.shape == (4, 4, 1)
-    pairs = ramp.reshape(12, 2, 8, 1).mean(axis=1)[4:8, :4]
-    np.testing.assert_allclose(small, pairs, atol=1e-6)
-    assert images.cover(ramp, 24, 8) is ramp
 
 
 def test_nothing_is_overwritten(tmp_path):
