@@ -28,7 +28,7 @@ from diffjax import (
     times,
     training,
 )
-from diffjax.models import unet
+from diffjax.models import initialize, unet
 from diffjax.operators import noise
 from experiments.common import UsageError
 from experiments.configs import default
@@ -68,7 +68,7 @@ class Experiment:
     def init_params(self, key):
         height, width, channels = self.image_shape
         shape = (height, width, 2 * channels if self.preconditioned else channels)
-        return unet.init_unet(self.model, key, shape)
+        return initialize.init(self.model, key, shape)
 
     def initial_state(self) -> training.TrainState:
         params = self.init_params(jax.random.key(self.config.seed))
