@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.models import unet
+from diffjax.models import initialize, unet
 
 SHAPE = (7, 5, 3)
 # 16 features: with one channel in each of the 8 groups a norm would cancel the biases before it.
@@ -24,6 +24,17 @@ apply = jax.jit(MODEL.apply)
 
 def image(seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, SHAPE).astype(np.float32)
+
+
+def patches(x, patch):
+    """Each patch, read row by row, as one pixel; beyond the image its last row or column."""
+    height, width = x.shape[:2]
+    rows, columns = -(-height // patch), -(-width // patch)
+    out = np.zeros((rows, columns, patch, patch, x.shape[2]), x.dtype)
+    for i, j, down, right in np.ndindex(rows, columns, patch, patch):
+        y, z = min(i * patch + down, height - 1), min(j * patch + right, width - 1)
+        out[i, j, down, right] = x[y, z]
+    return out.reshape(rows, columns, -1)
 
 
 def described(model, shape):
@@ -55,6 +66,14 @@ def test_any_size_keeps_its_size(size, channels):
     model = unet.UNet(channels=channels, width=8, multipliers=(1, 2, 2), blocks=1, attention=(2,))
     output, _ = described(model, (*size, channels))
     assert output.shape == (*size, channels)
+    assert output.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [(28, 28), (13, 9), (1, 1)])
+@pytest.mark.parametrize("detail", [0, 8])
+def test_any_size_keeps_its_size_with_patches(size, detail):
+    output, _ = described(SMALL.clone(patch=4, detail=detail), (*size, 6))
+    assert output.shape == (*size, 3)
     assert output.dtype == jnp.float32
 
 
@@ -93,24 +112,10 @@ def test_bfloat16_agrees_with_float32():
 
 
 def test_output_is_zero_at_first():
-    # This generator compiles in half the time of the default one.
-    settings = {"width": 8, "multipliers": (1,), "blocks": 1}
-    init_fn, apply_fn = unet.network(SHAPE, 3, 3, 3, **settings)
-    initial = init_fn(jax.random.key(0, impl="rbg"))
-    output = jax.jit(apply_fn)(initial, image(), jnp.float32(0.5))
-    np.testing.assert_array_equal(output, np.zeros(SHAPE))
-
-
-def test_a_network_is_the_unet_of_its_settings():
-    # As a file of settings holds them: lists, and the dtype's name. It sees 6 channels, answers 3.
-    settings = {"width": 8, "multipliers": [1, 2], "blocks": 1, "dtype": "bfloat16"}
-    init_fn, apply_fn = unet.network(SHAPE, 6, 3, 3, **settings)
-    params = jax.eval_shape(init_fn, jax.random.key(0))
-    model = SMALL.clone(multipliers=(1, 2), dtype=jnp.bfloat16)
-    output, expected = described(model, (*SHAPE[:2], 6))
-    assert params == expected
-    arguments = (jnp.zeros((*SHAPE[:2], 6)), jnp.float32(0.5), jnp.int32(1))
-    assert jax.eval_shape(apply_fn, params, *arguments) == output
+    for model in (SMALL, SMALL.clone(patch=2, detail=8, num_classes=None)):
+        initial = initialize.init(model, jax.random.key(0), SHAPE)
+        output = jax.jit(model.apply)(initial, image(), jnp.float32(0.5))
+        np.testing.assert_array_equal(output, np.zeros(SHAPE))
 
 
 def test_output_depends_on_image_time_and_label():
@@ -133,6 +138,48 @@ def test_no_label_is_the_last_one():
     )(image(), jnp.float32(0.2))
     np.testing.assert_allclose(none, last, atol=1e-6)
     assert np.max(np.abs(first - last)) > 1e-3 * np.max(np.abs(last))
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3)])
+def test_patches_become_pixels_and_come_back(patch, size):
+    x = np.random.default_rng(0).normal(size=(*size, 3)).astype(np.float32)
+    deep = unet.space_to_depth(jnp.asarray(x), patch)
+    np.testing.assert_array_equal(deep, patches(x, patch))
+    np.testing.assert_array_equal(unet.depth_to_space(deep, patch, *size), x)
+
+
+def test_patch_is_the_same_network_on_patches():
+    model = SMALL.clone(patch=2)
+    params = perturbed(model)
+    output = jax.jit(model.apply)(params, image(), jnp.float32(0.3))
+    # The same parameters without patch, on an image whose pixels are patches.
+    plain = SMALL.clone(channels=4 * SMALL.channels)
+    on_patches = jax.jit(plain.apply)(params, patches(image(), 2), jnp.float32(0.3))
+    whole = np.asarray(on_patches).reshape(4, 3, 2, 2, 3)
+    for y, x in np.ndindex(7, 5):
+        np.testing.assert_allclose(
+            output[y, x], whole[y // 2, x // 2, y % 2, x % 2], atol=1e-5, err_msg=f"{y}, {x}"
+        )
+
+
+def test_detail_sees_single_pixels_of_xt():
+    model = SMALL.clone(patch=2, detail=8)
+    params = perturbed(model)
+    names = sorted(params["params"], key=lambda name: (len(name), name))
+    patches_out, _, _ = [name for name in names if name.startswith("Conv_")][-3:]
+    silenced = jax.tree.map(np.zeros_like, params["params"][patches_out])
+    params["params"][patches_out] = silenced
+    apply_model = jax.jit(model.apply)
+    changed = image()
+    changed[3, 2] += 1
+    difference = np.abs(
+        apply_model(params, changed, jnp.float32(0.3))
+        - apply_model(params, image(), jnp.float32(0.3))
+    ).max(axis=-1)
+    # Two 3x3 convolutions reach two pixels far, and no patch is seen: its convolution is zero.
+    rows, columns = np.nonzero(difference > 1e-6)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 5, 0, 4)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
@@ -162,17 +209,18 @@ def test_attention_is_where_the_config_says(attention, count):
         assert features <= {16 * (1, 2)[level] for level in attention}
 
 
-def test_gradient_reaches_every_parameter():
+@pytest.mark.parametrize("model", [MODEL, SMALL.clone(width=16, patch=2, detail=8)])
+def test_gradient_reaches_every_parameter(model):
     weights = image(3)
 
     def loss(params, xt):
-        return jnp.sum(weights * MODEL.apply(params, xt, jnp.float32(0.3), jnp.int32(1)))
+        return jnp.sum(weights * model.apply(params, xt, jnp.float32(0.3), jnp.int32(1)))
 
-    gradients, slope = jax.jit(jax.grad(loss, argnums=(0, 1)))(perturbed(MODEL), image())
+    gradients, slope = jax.jit(jax.grad(loss, argnums=(0, 1)))(perturbed(model), image())
     assert np.all(np.isfinite(slope))
     assert np.any(slope)
     by_name = leaves_by_name(gradients)
-    assert len(by_name) > 50
+    assert len(by_name) > 35
     for name, gradient in by_name.items():
         assert np.all(np.isfinite(gradient)), name
         # A bias of the keys adds the same to all logits of a query, which softmax ignores.
