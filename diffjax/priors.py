@@ -16,7 +16,7 @@ Fitting runs on the host in float64; sampling is JAX, one image a call.
 Depends on: jax, numpy, chex; scikit-learn inside `fit_mixture`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -25,9 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-
-_BLOCK = 256  # images in float64 at a time
-_OVERSAMPLING = 10  # probes beyond the rank asked for
 
 
 class MixturePrior(NamedTuple):
@@ -44,54 +41,6 @@ class BankPrior(NamedTuple):
     """The fully degraded training images themselves, as Inverse Heat Dissipation draws x_T."""
 
     images: Array  # [N, H, W, C]
-
-
-def _centered_rows(images_NHWC: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
-    """The images less their mean as float64 [n, H W C], a block at a time."""
-    for start in range(0, len(images_NHWC), _BLOCK):
-        block = images_NHWC[start : start + _BLOCK]
-        yield block.reshape(len(block), -1).astype(np.float64) - mean
-
-
-def principal_directions(
-    images_NHWC: np.ndarray, *, max_rank: int, tolerance: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The affine space where images live, in two passes over them and no H W C-sided square.
-
-    The covariance times max_rank + 10 random vectors spans the leading directions, exactly
-    where the rank is no more than that; the covariance inside that span is then small.
-
-    See Algorithm 4.1 of "Finding structure with randomness" by Halko et al.
-    (https://arxiv.org/abs/0909.4061), here on the covariance.
-
-    Args:
-      images_NHWC: [N, H, W, C]; may be a memory map, since 256 are read at a time.
-      max_rank: directions kept at most, those of the largest variance.
-      tolerance: a direction is kept if the images' std along it exceeds tolerance times
-        the root mean square norm of an image, which float32 rounding is relative to.
-      seed: of the random vectors.
-    Returns:
-      mean [H W C], directions [R, H W C] orthonormal, std [R] decreasing; float64. R is 0
-      where all images are the same.
-    """
-    mean = np.mean(images_NHWC, axis=0, dtype=np.float64).ravel()
-    size = mean.size
-    probes = np.random.default_rng(seed).standard_normal(
-        (size, min(max_rank + _OVERSAMPLING, size))
-    )
-    span, _ = np.linalg.qr(
-        sum(rows.T @ (rows @ probes) for rows in _centered_rows(images_NHWC, mean))
-    )
-    covariance, total = np.zeros((span.shape[1],) * 2), 0.0
-    for rows in _centered_rows(images_NHWC, mean):
-        inside = rows @ span
-        covariance += inside.T @ inside / len(images_NHWC)
-        total += np.sum(np.square(rows)) / len(images_NHWC)
-    variances, rotation = np.linalg.eigh(covariance)
-    stds = np.sqrt(np.maximum(variances[::-1], 0))
-    kept = stds > tolerance * np.sqrt(mean @ mean + total)
-    kept[max_rank:] = False
-    return mean, (span @ rotation[:, ::-1]).T[kept], stds[kept]
 
 
 def fit_mixture(
@@ -111,8 +60,9 @@ def fit_mixture(
       xT_NHWC: D(x0, 1) of the training images, [N, H, W, C] floating point.
       components: K, of full covariance; 1 is a Gaussian.
       max_rank: dimensions of the space at most; what varies less is left out.
-      tolerance: see `principal_directions`; the default is a hundred roundings of float32.
-      seed: of scikit-learn's expectation maximization, and of the search for the space.
+      tolerance: a direction is kept if the images' std along it exceeds tolerance times the
+        root mean square norm of an image; the default is a hundred roundings of float32.
+      seed: of scikit-learn's expectation maximization, and of its search for the space.
     Returns:
       The prior, float32 arrays on the default device.
     Raises:
@@ -123,6 +73,7 @@ def fit_mixture(
       diagonal of the covariances is relative: a thousandth of a standard deviation.
       The authors fit the channel means of clean images, which a circular blur keeps.
     """
+    from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
 
     xT_NHWC = np.asarray(xT_NHWC)
@@ -142,17 +93,20 @@ def fit_mixture(
         finite = np.isfinite(np.sum(xT_NHWC, dtype=np.float64))
     if not finite:
         raise ValueError("xT_NHWC must be finite; it holds NaN or infinity")
-    mean, directions, stds = principal_directions(
-        xT_NHWC, max_rank=max_rank, tolerance=tolerance, seed=seed
-    )
-    if not len(stds):
+    rows = xT_NHWC.reshape(len(xT_NHWC), -1).astype(np.float64)
+    least = tolerance * np.sqrt(np.mean(np.sum(np.square(rows), axis=1)))
+    if not np.sqrt(np.sum(np.var(rows, axis=0))) > least:
         raise ValueError("xT_NHWC must vary; all its images are the same, so start from that one")
-    latents = np.concatenate([rows @ directions.T for rows in _centered_rows(xT_NHWC, mean)])
+    pca = PCA(min(max_rank, *rows.shape), random_state=seed).fit(rows)
+    stds = np.sqrt(pca.explained_variance_)
+    kept = stds > least
+    stds, directions = stds[kept], pca.components_[kept]
+    latents = (rows - pca.mean_) @ directions.T
     mixture = GaussianMixture(components, reg_covar=1e-6, max_iter=1000, random_state=seed)
     mixture.fit(latents / stds)
     image_shape = xT_NHWC.shape[1:]
     return MixturePrior(
-        mean=jnp.asarray(mean.reshape(image_shape), jnp.float32),
+        mean=jnp.asarray(pca.mean_.reshape(image_shape), jnp.float32),
         basis=jnp.asarray((directions * stds[:, None]).reshape(-1, *image_shape), jnp.float32),
         weights=jnp.asarray(mixture.weights_, jnp.float32),
         means=jnp.asarray(mixture.means_, jnp.float32),

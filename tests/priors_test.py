@@ -63,17 +63,19 @@ def test_space_is_found_from_float32_images(make, rank, channels):
 
 @pytest.mark.parametrize("max_rank", [64, 20])
 def test_directions_are_those_of_the_singular_value_decomposition(max_rank):
-    # 700 images are three blocks; variances fall by 4 from one direction to the next up to 12.
+    # Variances fall by 4 from one direction to the next, up to 12.
     rng = np.random.default_rng(2)
     directions, _ = np.linalg.qr(rng.normal(size=(SIZE * SIZE * 3, 12)))
     images = rng.normal(size=(700, 12)) * 2.0 ** -np.arange(12) @ directions.T + 0.2
-    mean, found, stds = priors.principal_directions(
-        images.reshape(700, SIZE, SIZE, 3), max_rank=max_rank, tolerance=1e-6, seed=0
+    prior = jax.device_get(
+        priors.fit_mixture(images.reshape(700, SIZE, SIZE, 3), max_rank=max_rank, tolerance=1e-6)
     )
     _, singular, rows = np.linalg.svd(images - images.mean(axis=0), full_matrices=False)
-    np.testing.assert_allclose(mean, images.mean(axis=0), atol=1e-12)
-    np.testing.assert_allclose(stds, singular[:12] / np.sqrt(700), rtol=1e-7)
-    np.testing.assert_allclose(np.abs(found @ rows[:12].T), np.eye(12), atol=1e-6)
+    basis = prior.basis.reshape(12, -1)
+    stds = np.linalg.norm(basis, axis=1)
+    np.testing.assert_allclose(prior.mean.ravel(), images.mean(axis=0), atol=1e-7)
+    np.testing.assert_allclose(stds, singular[:12] / np.sqrt(699), rtol=1e-5)
+    np.testing.assert_allclose(np.abs(basis @ rows[:12].T), np.diag(stds), atol=1e-5)
 
 
 def test_no_more_than_max_rank_directions_are_kept():
