@@ -11,8 +11,6 @@ with one in another. These run on the host, in float64.
 Depends on: jax, numpy, chex, dm_pix.
 """
 
-from typing import NamedTuple
-
 import chex
 import dm_pix
 import jax
@@ -71,14 +69,6 @@ def ssim(image: Array, reference: Array) -> Array:
     return dm_pix.ssim(image, reference, filter_size=min(11, side - 1 + side % 2))
 
 
-class FeatureMoments(NamedTuple):
-    """Count, mean and scatter of features, in a form that batches and hosts can merge."""
-
-    count: int  # type: ignore[assignment]  # never called as tuple.count
-    mean: np.ndarray  # [F] float64
-    scatter: np.ndarray  # [F, F] float64: sum of (f - mean) (f - mean)^T
-
-
 def _features(features: np.ndarray, name: str, least: int) -> np.ndarray:
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or len(features) < least:
@@ -88,52 +78,18 @@ def _features(features: np.ndarray, name: str, least: int) -> np.ndarray:
     return features
 
 
-def feature_moments(features_NF: np.ndarray) -> FeatureMoments:
-    """The moments of one batch of features, [N, F] with N of at least 1.
+def gaussian(features_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [F], covariance [F, F], divided by N - 1) of features, float64.
 
-    >>> moments = feature_moments([[0.0], [2.0]])
-    >>> moments = merge_moments(moments, feature_moments([[4.0]]))
-    >>> moments.count, moments.mean.tolist(), covariance(moments).tolist()
-    (3, [2.0], [[4.0]])
-
-    Raises:
-      ValueError: if the features are not [N, F], are none, or are not finite.
-    """
-    features_NF = _features(features_NF, "features_NF", 1)
-    mean = features_NF.mean(axis=0)
-    centered = features_NF - mean
-    return FeatureMoments(len(features_NF), mean, centered.T @ centered)
-
-
-def merge_moments(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
-    """The moments of both sets together, without the cancellation of E[f f^T] - mean mean^T.
-
-    See "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" by
-    Chan, Golub and LeVeque (Stanford STAN-CS-79-773, 1979).
+    >>> mean, covariance = gaussian([[0.0], [2.0], [4.0]])
+    >>> mean.tolist(), covariance.tolist()
+    ([2.0], [[4.0]])
 
     Raises:
-      ValueError: if the features have not the same length.
+      ValueError: if the features are not [N, F] with N of at least 2, or are not finite.
     """
-    if first.mean.shape != second.mean.shape:
-        raise ValueError(
-            "first and second must have features of one length;"
-            f" got {first.mean.shape} and {second.mean.shape}"
-        )
-    count = first.count + second.count
-    shift = second.mean - first.mean
-    weight = second.count / count
-    return FeatureMoments(
-        count=count,
-        mean=first.mean + weight * shift,
-        scatter=first.scatter + second.scatter + first.count * weight * np.outer(shift, shift),
-    )
-
-
-def covariance(moments: FeatureMoments) -> np.ndarray:
-    """scatter / (count - 1), [F, F]; ValueError unless count is at least 2."""
-    if moments.count < 2:
-        raise ValueError(f"moments must be of at least 2 features; got {moments.count}")
-    return moments.scatter / (moments.count - 1)
+    features_NF = _features(features_NF, "features_NF", 2)
+    return features_NF.mean(axis=0), np.atleast_2d(np.cov(features_NF, rowvar=False))
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:

@@ -201,41 +201,24 @@ def test_kernel_distance_of_other_features_raises(features1, features2, message)
         metrics.kernel_distance(features1, features2)
 
 
-@pytest.mark.parametrize("batch", [1, 50, 99, 200])
-def test_streaming_moments_are_those_of_every_feature(rng, batch):
-    # 99 features in batches of 50 leave a rest of 49; the offset of 1e6 would cancel a naive sum.
+def test_the_gaussian_of_features_far_from_0(rng):
+    # An offset of 1e6 would cancel a naive E[f f'] - mean mean'; numpy's two passes are the oracle.
     features = rng.normal(size=(99, 5)) @ rng.normal(size=(5, 5)) + 1e6
-    moments = metrics.feature_moments(features[:batch])
-    for start in range(batch, len(features), batch):
-        moments = metrics.merge_moments(
-            moments, metrics.feature_moments(features[start : start + batch])
-        )
-    assert moments.count == 99
-    np.testing.assert_allclose(moments.mean, features.mean(axis=0), rtol=1e-14)
-    expected = np.cov(features, rowvar=False)
-    np.testing.assert_allclose(metrics.covariance(moments), expected, atol=1e-7)
+    mean, covariance = metrics.gaussian(features)
+    deviations = features - features.sum(axis=0) / 99
+    np.testing.assert_allclose(mean, features.sum(axis=0) / 99, rtol=1e-14)
+    np.testing.assert_allclose(covariance, deviations.T @ deviations / 98, atol=1e-7)
+    assert metrics.gaussian(features[:, :1])[1].shape == (1, 1)
 
 
-def test_the_order_of_merging_does_not_matter(rng):
-    a, b, c = (metrics.feature_moments(rng.normal(i, i + 1, (7 * i + 1, 4))) for i in range(3))
-    left = metrics.merge_moments(metrics.merge_moments(a, b), c)
-    right = metrics.merge_moments(a, metrics.merge_moments(b, c))
-    turned = metrics.merge_moments(c, metrics.merge_moments(b, a))
-    for other in (right, turned):
-        for x, y in zip(left, other, strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
-
-
-def test_moments_that_cannot_be_raise():
-    one = metrics.feature_moments(np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="at least 2 features; got 1"):
-        metrics.covariance(one)
-    with pytest.raises(ValueError, match="features of one length"):
-        metrics.merge_moments(one, metrics.feature_moments(np.zeros((4, 1))))
-    for features, message in [
-        (np.zeros((0, 3)), "N >= 1"),
-        (np.zeros(3), "N >= 1"),
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((1, 3)), "N >= 2"),
+        (np.zeros(3), "N >= 2"),
         (np.full((2, 3), np.inf), "must be finite"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            metrics.feature_moments(features)
+    ],
+)
+def test_features_without_a_gaussian_raise(features, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.gaussian(features)
