@@ -2,7 +2,8 @@
 
 python -m experiments.benchmark --output=docs/results/benchmark.json
 
-Medians of several rounds, compilation left out. Without PyTorch its row says so.
+Writes OUTPUT, and prints it as a table. Medians of several rounds, compilation left out. Without
+PyTorch its row says so.
 """
 
 import functools

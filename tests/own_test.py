@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from diffjax import data
 
 ROOT = pathlib.Path(__file__).parents[1]
-DATA = "digits"  # "arrays", once diffjax.data reads them: the one constant to switch
+DATA = "arrays"  # "arrays", once diffjax.data reads them: the one constant to switch
 STEPS, T = 3, 10  # of training; of the degradation
 
 DEGRADATION = f"""
