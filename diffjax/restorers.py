@@ -56,6 +56,12 @@ class Objective:
         where D is continuous in t.
       num_classes: of the labels; None: the network takes none.
       label_dropout: share of examples that are given no label (classifier-free guidance).
+      perturbation: q, std of white noise on x_t in training, after D, which stays deterministic.
+        A walk that starts with noise of about that std generates, see
+        `auditing.generation_laws`. For predictions of x0.
+      basis: in which output and target are compared: "pixels", or "dct", their orthonormal DCT
+        coefficients. There the median, which l1 learns, is about the mean, which a walk needs;
+        for l2 it changes nothing.
     """
 
     network_fn: Callable[[Any, Array, Array, Array | None], Array]
@@ -68,6 +74,8 @@ class Objective:
     levels: int | None = None
     num_classes: int | None = None
     label_dropout: float = 0.1
+    perturbation: float = 0.0
+    basis: str = "pixels"
 
 
 def levels(objective: Objective, degradation: Degradation) -> int | None:
@@ -228,7 +236,7 @@ def start(
       degradation: D.
       prior: what xT is drawn from; None: D of a blank image, which suits a D that leaves
         nothing of x0 at t = 1.
-      perturbation: std of the noise added to an xT drawn from the prior.
+      perturbation: p, std of the noise added to xT.
       image_shape: (H, W, C).
     Returns:
       xT [H, W, C], and a realization of D.
@@ -237,7 +245,8 @@ def start(
     blank = jnp.zeros(image_shape)
     if prior is None:
         omega = draw(degradation, key_omega, blank)
-        return degrade(degradation, blank, 1.0, omega), omega
+        xT = degrade(degradation, blank, 1.0, omega)
+        return xT + perturbation * jax.random.normal(key_prior, xT.shape), omega
     if isinstance(prior, priors.BankPrior):
         xT = priors.sample_bank(prior, key_prior, perturbation)
     else:

@@ -323,6 +323,30 @@ def exponential_stds(steps: int, *, rate: float) -> np.ndarray:
     return np.exp(rate * np.arange(steps))
 
 
+def blur_increments(steps: int, *, first: float, last: float) -> np.ndarray:
+    """std_i of step i such that the std of all steps up to i is log-spaced; float64 [T].
+
+      sum_{j <= i} std_j^2 = total_i^2,   total_1 = first, ..., total_T = last, log-spaced
+
+    Repeated blurs of these stds lose one frequency after another, evenly over the steps: what a
+    degradation that is to generate asks for. Where the last step goes to the mean, no frequency
+    may be left to jump: take last = 1.2 N for N pixels.
+
+    >>> blur_increments(2, first=3.0, last=5.0).tolist()
+    [3.0, 4.0]
+
+    Args:
+      steps: T, at least 2.
+      first, last: the total std of the first step and of all of them, in pixels.
+    Raises:
+      ValueError: if steps is below 2, or 0 < first < last does not hold.
+    """
+    if steps < 2 or not 0 < first < last < np.inf:
+        raise ValueError(f"want steps >= 2 and 0 < first < last; got {steps}, {first}, {last}")
+    total = np.geomspace(first, last, steps)
+    return np.sqrt(np.diff(np.square(total), prepend=0.0))
+
+
 def heat_stds(levels: int, *, sigma_min: float, sigma_max: float) -> np.ndarray:
     """sigma_1 = sigma_min, ..., sigma_K = sigma_max, log-spaced, in pixels; float64 [K].
 

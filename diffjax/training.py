@@ -17,7 +17,8 @@ import numpy as np
 import optax
 
 from diffjax import predictions, restorers, time_sampling
-from diffjax.degradations.base import degrade, draw
+from diffjax.degradations import heat
+from diffjax.degradations.base import degrade, draw, transform
 from diffjax.restorers import Objective, Problem
 
 Array = jax.Array
@@ -70,6 +71,23 @@ def compared(
         return output_s, x0_s
     numbers = restorers.numbers(objective, problem.degradation, t)
     return output, predictions.target(objective.prediction, x0, omega, **numbers)
+
+
+def perturb(objective: Objective, key: Array, xt: Array) -> Array:
+    """x_t + q n, n white noise of the example's key, q the objective's perturbation."""
+    if objective.perturbation == 0:
+        return xt
+    # Of the split in `example_loss` the children are 0 and 1.
+    noise = jax.random.normal(jax.random.fold_in(key, 2), xt.shape, xt.dtype)
+    return xt + objective.perturbation * noise
+
+
+def in_basis(objective: Objective, x: Array) -> Array:
+    """[H, W, C] in the basis in which the objective compares: pixels, or the DCT."""
+    if objective.basis == "pixels":
+        return x
+    rows, cols = (jnp.asarray(heat.dct_matrix(size), x.dtype) for size in x.shape[:2])
+    return transform(x, rows, cols)
 
 
 def weight(objective: Objective, problem: Problem, t: Array) -> Array:
@@ -125,10 +143,11 @@ def example_loss(
         dropped = jax.random.bernoulli(key_label, objective.label_dropout)
         label = jnp.where(dropped, objective.num_classes, example["label"])
     omega = draw(problem.degradation, key_omega, x0)
-    xt = degrade(problem.degradation, x0, t, omega)
+    xt = perturb(objective, key, degrade(problem.degradation, x0, t, omega))
     output = restorers.predict(objective, params, problem, xt, t, label)
     prediction, target = compared(objective, problem, output, x0, t, omega)
-    loss = jnp.mean(objective.loss_fn(prediction, target))
+    compared_in = (in_basis(objective, x) for x in (prediction, target))
+    loss = jnp.mean(objective.loss_fn(*compared_in))
     return ExampleLoss(
         t=t,
         density=density,

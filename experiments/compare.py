@@ -7,9 +7,10 @@ python -m experiments.compare --study=preconditioning --data=mnist --seeds=1 --s
 
 Writes OUTPUT.json and OUTPUT.png. A study is a table of variants in this file, each a delta on
 default.py. Every variant is judged on held-out images: the RMSE of x0_hat, averaged over ten
-severities and at t = 1 (where SSIM is taken too), and, for losses, by the Frechet distance between 1,024 generated
-images and the training images, in the space of their pixels; x_T is not perturbed. All
-numbers are of images in [0, 1]. It can be interrupted, and goes on with the next variant.
+severities and at t = 1 (where SSIM is taken too), and, for losses, by the Frechet distance
+between 1,024 generated images and the training images, in the space of their pixels; x_T is not
+perturbed. All numbers are of images in [0, 1]. It can be interrupted, and goes on with the next
+variant.
 """
 
 import functools
@@ -26,7 +27,7 @@ from absl import flags
 from diffjax import data, metrics, restorers, training
 from diffjax.degradations.base import degrade, draw
 from experiments.configs import default
-from experiments.lib import build, commands, runs, walks
+from experiments.lib import build, commands, judge, runs, walks
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -154,7 +155,7 @@ def train_variant(
         ),
         donate_argnums=0,
     )
-    judge_fn = jax.jit(functools.partial(scores, experiment))
+    score_fn = jax.jit(functools.partial(scores, experiment))
     make_fn = jax.jit(
         jax.vmap(
             walks.generator(experiment),
@@ -177,7 +178,7 @@ def train_variant(
             state, _ = step_fn(state, next(batches), key, problem)
             if step in points:
                 judged = jax.device_get(
-                    judge_fn(problem, jax.random.key(1), state.ema_params, clean)
+                    score_fn(problem, jax.random.key(1), state.ema_params, clean)
                 )
                 for score, value in judged.items():
                     curves[score][points.index(step)].append(float(value))
@@ -187,7 +188,9 @@ def train_variant(
             keys = jax.random.split(jax.random.key(2), 1024)
             made = np.asarray(make_fn(operand, keys, experiment.objective.num_classes))
             reference = source.fetch_fn(range(source.size))["image"]
-            curves["frechet"].append(walks.distances(made, reference)["frechet"])
+            curves["frechet"].append(
+                judge.distances(judge.as_pixels(made), judge.as_pixels(reference))["frechet"]
+            )
     return curves
 
 

@@ -4,9 +4,9 @@ python -m experiments.evaluate --workdir=runs/demo
 python -m experiments.evaluate --workdir=runs/demo --generated=runs/demo/generated
 
 Writes evaluation.json into the workdir, or distances.json beside the generated images. The second
-judges those: their Frechet and kernel distance to the training images, in the space of the
-pixels, beside those of the held-out images. An image learned by heart is at a distance of 0: look
-at the pictures, too.
+judges those against the training images, beside the held-out ones: Frechet and kernel distance in
+the pixels and in the features of a small classifier, how sure that classifier is, and how far the
+nearest training image lies. An image learned by heart is at a distance of 0.
 """
 
 import json
@@ -17,15 +17,14 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from diffjax import metrics
-from experiments.lib import build, commands, pictures, runs, walks
+from diffjax import data, metrics
+from experiments.lib import build, commands, judge, pictures, runs, walks
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer(
     "images", None, "Held-out images; none: the config's.", lower_bound=1
 )
-_DISTANT = 10_000  # images of a set compared, at most: the kernel distance takes their square
 _GENERATED = flags.DEFINE_string("generated", None, "Folder of images from experiments.sample.")
 
 
@@ -72,40 +71,59 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(rows)
 
 
-def evaluate_generated(run: runs.Run, folder: pathlib.Path) -> None:
+def some(source: data.Source) -> np.ndarray:
+    """Up to `judge.COMPARED` images of a source."""
+    count = min(source.size, judge.COMPARED)
+    chosen = np.random.default_rng(0).choice(source.size, count, replace=False)
+    return source.fetch_fn(np.sort(chosen))["image"]
+
+
+def evaluate_generated(
+    folder: pathlib.Path, train: data.Source, held_out: data.Source, about: dict
+) -> None:
+    """Judges what `experiments.sample --num` wrote into a folder, beside held-out images."""
     images = pictures.read_images(folder)
     if not len(images):
         raise UsageError(f"--generated={folder} holds no images of experiments.sample")
-    _, train = build.build(run.experiment.config, "train", run.roots)
-
-    def some(source):
-        count = min(source.size, _DISTANT)
-        chosen = np.random.default_rng(0).choice(source.size, count, replace=False)
-        return source.fetch_fn(np.sort(chosen))["image"]
-
-    reference = some(train)
-    report = {
-        "step": int(run.state.step),
-        "features": "pixels in [0, 1]",
+    reference, classifier = some(train), judge.fit_judge(train, held_out)
+    report = about | {
         "training images": len(reference),
+        "classifier accuracy": None if classifier is None else classifier.accuracy,
     }
-    for name, those in (("generated", images[:_DISTANT]), ("held-out", some(run.source))):
-        report[name] = {"images": len(those), **walks.distances(those, reference)}
+    for name, those in (("generated", images[: judge.COMPARED]), ("held-out", some(held_out))):
+        report[name] = judge.judge_images(those, reference, classifier)
     (folder / "distances.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"distance to {len(reference):,} training images, features: the pixels\n")
-    print("| | images | Frechet | kernel |\n|---|---|---|---|")
-    for name in ("generated", "held-out"):
-        row = report[name]
-        print(f"| {name} | {row['images']:,} | {row['frechet']:.4f} | {row['kernel']:.5f} |")
+    print(f"distances to {len(reference):,} training images")
+    if classifier is not None:
+        print(f"classifier: {100 * classifier.accuracy:.1f}% of held-out images right")
+    print(f"\n{generated_markdown({name: report[name] for name in ('generated', 'held-out')})}")
+
+
+def generated_markdown(rows: dict[str, dict]) -> str:
+    """A table of what `judge.judge_images` says."""
+    lines = [
+        "| | images | Frechet, pixels | kernel, pixels | Frechet, classifier | sure | nearest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        far = f"{row['classifier']['frechet']:.2f}" if "classifier" in row else ""
+        sure = f"{100 * row['sure']:.0f}%" if "sure" in row else ""
+        lines.append(
+            f"| {name} | {row['images']:,} | {row['pixels']['frechet']:.3f} | "
+            f"{row['pixels']['kernel']:.4f} | {far} | {sure} | {row['nearest']['median']:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir)
-    if _GENERATED.value is not None:
-        evaluate_generated(run, pathlib.Path(_GENERATED.value))
-        return
     config = run.experiment.config
+    if _GENERATED.value is not None:
+        train = build.load_data(config, "train", run.roots)
+        about = {"step": int(run.state.step), "data": config.data.name}
+        evaluate_generated(pathlib.Path(_GENERATED.value), train, run.source, about)
+        return
     count = min(_IMAGES.value or config.sample.images or run.source.size, run.source.size)
     table = evaluate(run, count)
     report = {

@@ -1,14 +1,16 @@
-"""Trains the digits' configs and tabulates what comes of them: what README shows.
+"""Trains configs and tabulates what comes of them: what README and docs show.
 
 python -m experiments.report --study=restoration --output=docs/results/restoration
 python -m experiments.report --study=restoration --output=docs/results/restoration_mnist \
     --configs=mnist_inpaint,mnist_superres --images=512
-python -m experiments.report --study=generation --output=docs/results/generation
+python -m experiments.report --study=generation --output=docs/results/generation --seeds=3
+python -m experiments.report --study=generation --data=mnist --output=docs/results/generation_mnist
+python -m experiments.report --study=theory --output=docs/results/theory
 
-It calls train, sample and evaluate as a user would, a workdir a config, and gathers what they
-leave into a .json and a .png. It can be interrupted, and goes on as they do. In the study of
-generation, every way is judged by 1,000 images against the training images; a second picture has
-the blur's ways one below the other, from the same x_T but for its perturbation.
+Writes OUTPUT.json and OUTPUT.png (theory: a .gif as well). It calls train, sample and evaluate as a
+user would, a workdir a config and seed, and gathers what they leave. It can be interrupted, and
+goes on as they do. In the study of generation every way is judged by 1,000 images against the
+training images; theory trains nothing.
 """
 
 import json
@@ -16,43 +18,93 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.lib import commands, pictures, runs
+from diffjax import schedules
+from experiments.lib import commands, pictures, runs, theory
 from experiments.lib.walks import METHODS
 
-_STUDY = flags.DEFINE_enum("study", None, ["restoration", "generation"], "What is tabulated.")
+_STUDY = flags.DEFINE_enum(
+    "study", None, ["restoration", "generation", "theory"], "What is tabulated."
+)
+_DATA = flags.DEFINE_enum("data", "digits", ["digits", "mnist"], "What is generated.")
 _CONFIGS = flags.DEFINE_list(
     "configs", ["digits_deblur", "digits_inpaint", "digits_superres"], "Restored, by their names."
 )
 _IMAGES = flags.DEFINE_integer("images", None, "Held-out images restored; none: all.")
 _NUM = flags.DEFINE_integer("num", 1000, "Images generated in each way.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Of the study of generation.", lower_bound=1)
 _WORKDIRS = flags.DEFINE_string("workdirs", "runs/report", "Folder of the workdirs.")
 _OUTPUT = flags.DEFINE_string("output", None, "Path of the .json and .png to write.")
 
-# What is generated: config, and flags of experiments.sample; of blur, the perturbation of x_T.
-# Heat is a blur as well, of a network that was trained with noise on x_t.
-BLUR = "digits_blur_generation"
-WAYS = {
-    "noise, DDPM": ("digits_noise", {}),
-    "heat, IHDM": ("digits_heat", {}),
-    "heat, Algorithm 2": ("digits_heat", {"sampler": "improved", "perturbation": 0.0}),
-    "blur, Algorithm 2, 0.002": (BLUR, {"perturbation": 0.002}),
-    "blur, Algorithm 2, 0.01": (BLUR, {"perturbation": 0.01}),
-    "blur, Algorithm 2, 0": (BLUR, {"perturbation": 0.0}),
-    "blur, Algorithm 1, 0.002": (BLUR, {"perturbation": 0.002, "sampler": "naive"}),
+
+class Way(NamedTuple):
+    """One way to generate: a config, what it changes of it, and flags of experiments.sample."""
+
+    config: str
+    sample: Mapping[str, Any] = MappingProxyType({})
+    train: Mapping[str, Any] = MappingProxyType({})
+    seeds: int | None = None  # None: all
+
+
+def _cold(label: str, config: str) -> dict[str, Way]:
+    """Algorithm 2, and below it what must fail; direct is Algorithm 1 in one step."""
+    return {
+        f"{label}, Algorithm 2": Way(config),
+        f"{label}, Algorithm 1": Way(config, {"sampler": "naive"}, seeds=1),
+        f"{label}, p = 0": Way(config, {"perturbation": 0.0}, seeds=1),
+        f"{label}, direct": Way(config, {"sampler": "naive", "steps": 1}, seeds=1),
+    }
+
+
+def _blur(steps: int) -> dict[str, Any]:
+    stds = schedules.blur_increments(steps, first=0.3, last=12.0)
+    return {"config.degradation.stds": f"({', '.join(map(repr, stds.tolist()))})"}
+
+
+def _loss(name: str) -> dict[str, Any]:
+    return {"config.train.loss": name, "config.train.basis": "pixels"}
+
+
+DIGITS_BLUR = "digits_blur_generation"
+WAYS: dict[str, dict[str, Way]] = {
+    "digits": {
+        "noise, DDPM": Way("digits_noise"),
+        "noise, DDIM": Way("digits_noise", {"sampler": "ddim"}),
+        "heat, IHDM": Way("digits_heat"),
+        "heat, Algorithm 2": Way("digits_heat", {"sampler": "improved"}),
+        **_cold("blur", DIGITS_BLUR),
+        "blur, L2": Way(DIGITS_BLUR, train=_loss("l2")),
+        "blur, L1 on pixels": Way(DIGITS_BLUR, train=_loss("l1")),
+        "blur, 25 of its 50 steps": Way(DIGITS_BLUR, {"steps": 25}, seeds=1),
+        "blur of 20 steps": Way(DIGITS_BLUR, train=_blur(20), seeds=1),
+        "blur of 100 steps": Way(DIGITS_BLUR, train=_blur(100), seeds=1),
+        **_cold("downsample", "digits_superres_generation"),
+    },
+    "mnist": {
+        "noise, DDPM": Way("mnist_noise"),
+        "heat, IHDM": Way("mnist_heat_short"),
+        **_cold("blur", "mnist_blur_generation"),
+    },
 }
-GRIDS, ROW = 4, 16  # ways drawn as a grid; images of a row
+GRIDS = {
+    "digits": ("noise, DDPM", "heat, IHDM", "blur, Algorithm 2", "downsample, Algorithm 2"),
+    "mnist": ("noise, DDPM", "heat, IHDM", "blur, Algorithm 2"),
+}
+ROW = 16  # images of a row of the second picture
 
 
-def run(script: str, **arguments) -> None:
-    """Runs a script to its end, and ends as it does if that is no success."""
+def run(script: str, arguments: Mapping[str, Any]) -> None:
+    """Runs a command to its end, and ends as it does if that is no success."""
     given = [f"--{name}={value}" for name, value in arguments.items() if value is not None]
-    # A Ctrl-C reaches the script as well, which may have something to save: wait for it.
+    # A Ctrl-C reaches the command as well, which may have something to save: wait for it.
     handler = signal.signal(signal.SIGINT, lambda *_: None)
     status = subprocess.run([sys.executable, "-m", f"experiments.{script}", *given]).returncode
     signal.signal(signal.SIGINT, handler)
@@ -60,24 +112,24 @@ def run(script: str, **arguments) -> None:
         sys.exit(status)
 
 
-def train(name: str) -> pathlib.Path:
-    """The workdir of a config, trained."""
-    workdir = pathlib.Path(_WORKDIRS.value) / name
-    run("train", config=f"experiments/configs/{name}.py", workdir=workdir)
-    return workdir
+def train(name: str, workdir: pathlib.Path, changes: Mapping[str, Any]) -> None:
+    run("train", {"config": f"experiments/configs/{name}.py", "workdir": workdir} | dict(changes))
 
 
-def restoration() -> tuple[dict, str]:
+def restoration(
+    names: list[str], workdirs: pathlib.Path, images: int | None, output: pathlib.Path
+) -> tuple[dict, str]:
     found = {}
-    for name in _CONFIGS.value:
-        workdir = train(name)
-        run("sample", workdir=workdir)
-        run("evaluate", workdir=workdir, images=_IMAGES.value)
+    for name in names:
+        workdir = workdirs / name
+        train(name, workdir, {})
+        run("sample", {"workdir": workdir})
+        run("evaluate", {"workdir": workdir, "images": images})
         found[name] = json.loads((workdir / "evaluation.json").read_text())
     figure, axes = plt.subplots(len(found), 1, figsize=(10, 3.2 * len(found)), squeeze=False)
     for axis, name in zip(axes[:, 0], found, strict=True):
-        _show(axis, pathlib.Path(_WORKDIRS.value) / name / "samples.png", name)
-    _save(figure)
+        _show(axis, workdirs / name / "samples.png", name)
+    _save(figure, output)
     rows = ["| | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
     for name, one in found.items():
         cells = [f"{m['rmse']:.3f} / {m['ssim']:.3f}" for m in map(one["methods"].get, METHODS)]
@@ -85,32 +137,80 @@ def restoration() -> tuple[dict, str]:
     return found, "RMSE / SSIM\n\n" + "\n".join(rows)
 
 
-def generation() -> tuple[dict, str]:
-    found, folders = {}, {}
-    for way, (name, arguments) in WAYS.items():
-        workdir = train(name)
-        suffix = "_".join(str(value) for value in arguments.values()) or "default"
-        folders[way] = workdir / f"generated_{suffix}"
-        run("sample", workdir=workdir, output=folders[way], num=_NUM.value, **arguments)
-        run("evaluate", workdir=workdir, generated=folders[way])
-        found[way] = json.loads((folders[way] / "distances.json").read_text())
-        found[way]["settings"] = json.loads((folders[way] / "settings.json").read_text())
-    figure, axes = plt.subplots(1, GRIDS, figsize=(3 * GRIDS, 3.3))
-    for axis, way in zip(axes, found, strict=False):
-        title = f"{way}\nFrechet {found[way]['generated']['frechet']:.3f}"
-        _show(axis, folders[way] / "grid.png", title)
-    _save(figure)
-    path, blurs = pathlib.Path(_OUTPUT.value), [way for way in WAYS if way.startswith("blur")]
+def generate(
+    way: Way, seed: int, workdirs: pathlib.Path, num: int, trained: set[pathlib.Path]
+) -> pathlib.Path:
+    """The folder of a way's images of one seed, judged; adds its workdir to those trained."""
+    changes = [
+        f"T{value.count(',') + 1}" if "," in value else value for value in way.train.values()
+    ]
+    name = "_".join([way.config, *changes])
+    workdir = workdirs / f"{name}_{seed}"
+    if workdir not in trained:
+        train(way.config, workdir, {**way.train, "config.seed": seed})
+        trained.add(workdir)
+    suffix = "_".join(str(value) for value in way.sample.values()) or "default"
+    folder = workdir / f"generated_{suffix}"
+    run("sample", {"workdir": workdir, "output": folder, "num": num, "seed": seed, **way.sample})
+    run("evaluate", {"workdir": workdir, "generated": folder})
+    return folder
+
+
+def generation(
+    data: str, workdirs: pathlib.Path, num: int, seeds: int, output: pathlib.Path
+) -> tuple[dict, str]:
+    """{way: [the judgment of each seed]}, and the table; the pictures are of seed 0."""
+    found: dict[str, list] = {}
+    folders = {}
+    trained: set[pathlib.Path] = set()
+    for label, way in WAYS[data].items():
+        of_seeds = [
+            generate(way, seed, workdirs, num, trained)
+            for seed in range(min(seeds, way.seeds or seeds))
+        ]
+        folders[label] = of_seeds[0]
+        found[label] = [json.loads((one / "distances.json").read_text()) for one in of_seeds]
+        for one, folder in zip(found[label], of_seeds, strict=True):
+            one["settings"] = json.loads((folder / "settings.json").read_text())
+    figure, axes = plt.subplots(1, len(GRIDS[data]), figsize=(3.2 * len(GRIDS[data]), 3.6))
+    for axis, label in zip(axes, GRIDS[data], strict=True):
+        title = f"{label}\nFrechet {found[label][0]['generated']['pixels']['frechet']:.3f}"
+        _show(axis, folders[label] / "grid.png", title)
+    _save(figure, output)
+    blurs = [label for label in WAYS[data] if label.startswith("blur, ")]
     pictures.draw_grid(
-        path.with_name(f"{path.name}_blur.png"),
-        [pictures.read_images(folders[way], ROW) for way in blurs],
-        names=[way.removeprefix("blur, ") for way in blurs],
+        output.with_name(f"{output.name}_blur.png"),
+        [pictures.read_images(folders[label], ROW) for label in blurs],
+        names=[label.removeprefix("blur, ") for label in blurs],
     )
-    rows = ["| | Frechet | kernel |", "|---|---|---|"]
-    lines = {way: one["generated"] for way, one in found.items()}
-    lines["held-out images"] = found["noise, DDPM"]["held-out"]
-    rows += [f"| {way} | {m['frechet']:.3f} | {m['kernel']:.4f} |" for way, m in lines.items()]
-    return found, "\n".join(rows)
+    return found, generation_table(found)
+
+
+def generation_table(found: dict[str, list]) -> str:
+    """Means over the seeds, ± the standard deviation where there are several."""
+    rows = [
+        "| | Frechet, pixels | kernel, pixels | Frechet, classifier | sure | nearest |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines = {label: [one["generated"] for one in ones] for label, ones in found.items()}
+    lines["held-out images"] = [next(iter(found.values()))[0]["held-out"]]
+    for label, ones in lines.items():
+        frechet = [one["pixels"]["frechet"] for one in ones]
+        spread = f" ± {np.std(frechet, ddof=1):.3f}" if len(ones) > 1 else ""
+        kernel, far, sure, near = (
+            np.mean([get(one) for one in ones])
+            for get in (
+                lambda one: one["pixels"]["kernel"],
+                lambda one: one["classifier"]["frechet"],
+                lambda one: one["sure"],
+                lambda one: one["nearest"]["median"],
+            )
+        )
+        rows.append(
+            f"| {label} | {np.mean(frechet):.3f}{spread} | {kernel:.4f} | {far:.1f} | "
+            f"{100 * sure:.0f}% | {near:.2f} |"
+        )
+    return "\n".join(rows)
 
 
 def _show(axis, path: pathlib.Path, title: str) -> None:
@@ -120,16 +220,24 @@ def _show(axis, path: pathlib.Path, title: str) -> None:
     axis.set_axis_off()
 
 
-def _save(figure) -> None:
-    figure.savefig(pathlib.Path(_OUTPUT.value).with_suffix(".png"), dpi=110, bbox_inches="tight")
+def _save(figure, output: pathlib.Path) -> None:
+    figure.savefig(output.with_suffix(".png"), dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
 def main() -> None:
-    output = pathlib.Path(_OUTPUT.value)
+    output, workdirs = pathlib.Path(_OUTPUT.value), pathlib.Path(_WORKDIRS.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    found, table = restoration() if _STUDY.value == "restoration" else generation()
-    report = {"device": runs.describe_device(), "results": found}
+    if _STUDY.value == "theory":
+        report = theory.report()
+        theory.draw(output, report)
+        table = theory.markdown(report)
+    else:
+        if _STUDY.value == "restoration":
+            found, table = restoration(_CONFIGS.value, workdirs, _IMAGES.value, output)
+        else:
+            found, table = generation(_DATA.value, workdirs, _NUM.value, _SEEDS.value, output)
+        report = {"device": runs.describe_device(), "results": found}
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{table}")
 

@@ -122,13 +122,19 @@ def main() -> None:
     config = run.experiment.config
     check_label(_LABEL.value, _GUIDANCE.value, run.experiment.objective.num_classes)
     given = _PERTURBATION.value
+    restores = run.prior is not None and config.train.perturbation == 0
+    if restores and build.own_noise(run.experiment.degradation) == 0:
+        print(
+            "this run was trained to restore, not to generate: for that, train with "
+            "--config.train.perturbation above 0, see docs/why-cold-diffusion-works.md"
+        )
     # What the images depend on, beside the run: kept with them, and compared on resuming.
     chosen = {
         "step": int(run.state.step),
         "sampler": _SAMPLER.value or config.sample.sampler,
         "steps": len(build.grid(run.experiment, _STEPS.value)) - 1,
         "grid": config.sample.grid,
-        "perturbation": config.prior.perturbation if given is None else given,
+        "perturbation": build.start_perturbation(config) if given is None else given,
         "label": _LABEL.value,
         "guidance": _GUIDANCE.value,
         "clip": _CLIP.value,

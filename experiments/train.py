@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from diffjax import checkpoints, data, parallel, training
 from diffjax.restorers import Problem
 from experiments.lib import build, commands, pictures, records, runs
+from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
@@ -41,6 +42,9 @@ def main() -> int:
     runs.claim(workdir, config, roots)
     fitted = runs.fit_or_load(experiment, source, workdir)
     problem = build.problem(experiment, fitted["wiener"])
+    said = build.foretell(experiment, source)
+    if said is not None and jax.process_index() == 0:
+        print(said)
     manager = checkpoints.open_manager(workdir / "checkpoints", keep=config.run.keep)
     try:
         return train(experiment, source, problem, workdir, manager, init)
@@ -100,7 +104,11 @@ def train(
     stop = _StopSignal()
     with records.Log(workdir, first, steps, config.train.batch_size) as log:
         for step in range(first + 1, steps + 1):
-            state, metrics = step_fn(state, parallel.shard(next(batches)), key, problem)
+            try:
+                batch = next(batches)
+            except ValueError as error:  # a file that has changed or gone
+                raise UsageError(f"{error}; what was saved before step {step:,} is kept") from error
+            state, metrics = step_fn(state, parallel.shard(batch), key, problem)
             log.add(metrics)
             stopping = stop.received  # read once: a later signal must wait for the next save
             last = step == steps or stopping

@@ -41,12 +41,13 @@ STEPS = {
     "cifar10_inpaint": (50, 50),
     "cifar10_snow": (200, 200),
     "cifar10_superres": (3, 3),
-    "digits_blur_generation": (20, 20),
+    "digits_blur_generation": (50, 50),
     "digits_deblur": (10, 10),
     "digits_heat": (50, 50),
     "digits_inpaint": (10, 10),
     "digits_noise": (None, 100),  # any severity
     "digits_superres": (2, 2),
+    "digits_superres_generation": (40, 40),  # 20 between two sizes
     "mnist_deblur": (20, 20),
     "mnist_heat": (100, 100),
     "mnist_inpaint": (50, 50),

@@ -117,14 +117,15 @@ def observe(
 
     x0, label, degradation = example["image"], example.get("label"), problem.degradation
     omega = draw(degradation, key, x0)
-    xt = degrade(degradation, x0, t, omega)
+    xt = training.perturb(objective, key, degrade(degradation, x0, t, omega))
     wrapped = dataclasses.replace(objective, network_fn=told)
     output = restorers.predict(wrapped, params, problem, xt, t, label)
     nothing = jnp.zeros_like(output)
     prediction, target = training.compared(objective, problem, output, x0, t, omega)
     zero_prediction, _ = training.compared(objective, problem, nothing, x0, t, omega)
-    loss = jnp.mean(objective.loss_fn(prediction, target))
-    zero_loss = jnp.mean(objective.loss_fn(zero_prediction, target))
+    in_basis = functools.partial(training.in_basis, objective)
+    loss = jnp.mean(objective.loss_fn(in_basis(prediction), in_basis(target)))
+    zero_loss = jnp.mean(objective.loss_fn(in_basis(zero_prediction), in_basis(target)))
     weight = training.weight(objective, problem, t)
     read = readings(objective, problem, output, xt, t)
     zero = readings(objective, problem, nothing, xt, t)

@@ -230,6 +230,22 @@ def _separable(rows: np.ndarray, cols: np.ndarray | None) -> Degradation:
     )
 
 
+def spread_table(table: np.ndarray, between: int, faintest: float) -> np.ndarray:
+    """Every step of a table of matrices along one axis made of `between`; float64 [K T, N, N].
+
+    Step j = 1..K from A to B is w_j A + (1 - w_j) B with w_j = faintest^(j / (K - 1)), w_K = 0.
+    The first step starts at the identity.
+    """
+    if between == 1:
+        return table
+    weights = faintest ** (np.arange(1, between + 1) / (between - 1))
+    weights[-1] = 0
+    weights = weights[:, None, None]
+    before = np.concatenate([np.eye(table.shape[-1])[None], table[:-1]])
+    steps = [weights * last + (1 - weights) * new for last, new in zip(before, table, strict=True)]
+    return np.concatenate(steps)
+
+
 def gaussian_blur(
     image_shape: Sequence[int],
     *,
@@ -284,6 +300,8 @@ def downsample(
     sizes: Sequence[int | tuple[int, int]] | None = None,
     steps: int | None = None,
     method: str = "bicubic",
+    between: int = 1,
+    faintest: float = 0.01,
 ) -> Degradation:
     """Lost resolution: x_k = U_k D_k x_(k-1), down to sizes[k - 1] and back up by nearest.
 
@@ -297,6 +315,10 @@ def downsample(
       method: how D_k shrinks: "bicubic" (a = -0.75, the authors'), "bilinear" or "area"
         (the mean of the pixels that a new one covers). The first two interpolate between the
         nearest four or two pixels a side, whatever the ratio.
+      between: K steps from one size to the next, T = K len(sizes). With K > 1 step j of them
+        is w last + (1 - w) next along each axis, w = faintest^(j / (K - 1)), and next at j = K:
+        what a walk that generates needs, where a hard step is a jump.
+      faintest: what is left of the last size before it is gone, in (0, 1).
     Returns:
       A linear degradation with no realization; its tables are as large as
       `gaussian_blur`'s.
@@ -324,6 +346,10 @@ def downsample(
         bool(np.all(chain > 0) and np.all(np.diff(chain, axis=0) <= 0)),
         f"sizes must be positive and never grow from {height} x {width}; got {list(sizes)}",
     )
-    rows = resample_table(chain[1:, 0], height, method)
-    cols = resample_table(chain[1:, 1], width, method)
+    require(between >= 1, f"between must be at least 1; got {between}")
+    require(0 < faintest < 1, f"faintest must lie in (0, 1); got {faintest}")
+    rows, cols = (
+        spread_table(resample_table(chain[1:, axis], size, method), between, faintest)
+        for axis, size in enumerate((height, width))
+    )
     return _separable(rows, None if np.array_equal(rows, cols) else cols)

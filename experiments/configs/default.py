@@ -30,16 +30,21 @@ def get_config() -> ml_collections.ConfigDict:
     degradation.boundary = "reflect"
 
     config.model = model = ml_collections.ConfigDict()
-    model.network = "unet"  # or module:function, which gets those fields below that it names
+    model.network = "unet"  # or dit, or module:function, which gets those fields below it names
     model.width = 32  # features at the finest level; a multiple of 8
     model.multipliers = (1, 2)  # features of each level over width
     model.blocks = 1  # residual blocks a level, each way
     model.attention = ()  # levels with self-attention; 0 is the finest
+    model.patch = 1  # pixels a side that become channels: fewer places, more features
+    model.detail = 0  # features of a unet's last layer at the full size, past its patches
+    model.depth = 6  # blocks of a dit
+    model.heads = 4  # of its attention
     model.dtype = "float32"  # of the computation: float32 or bfloat16
     model.class_conditional = False  # give the network the labels
     # Wrap the network with the Wiener restorer; None: wherever one is known and x0 predicted.
     model.precondition = placeholder(bool)
-    model.precondition_floor = 1e-3  # error of xt that the Wiener restorer reckons with
+    # Error of xt that the Wiener restorer reckons with, beside train.perturbation.
+    model.precondition_floor = 1e-3
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000  # batches seen
@@ -58,11 +63,13 @@ def get_config() -> ml_collections.ConfigDict:
     train.accumulate = 1  # batches averaged into one update
     train.ema_decay = 0.995  # of the averaged parameters, which are the ones sampled with
     train.label_dropout = 0.1  # share of examples without their label
+    train.perturbation = 0.0  # q: std of white noise on xt in training; what a run generates from
+    train.basis = "pixels"  # in which output and target are compared: pixels or dct
 
     config.prior = prior = ml_collections.ConfigDict()  # where xT comes from, if from images
     prior.kind = "mixture"  # a Gaussian mixture fitted on D(x0, 1), or bank: those images
     prior.components = 1  # of the mixture
-    prior.perturbation = 0.002  # std of the noise added to xT, in units of [-1, 1]
+    prior.perturbation = placeholder(float)  # std of the noise added to xT; None: 1.1 q
     prior.images = 6400  # training images used
 
     config.sample = sample = ml_collections.ConfigDict()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,16 +15,35 @@ import optax
 import tqdm
 
 from diffjax import data, losses, priors, restorers, samplers, time_sampling, training, wiener
+from diffjax.auditing import generation_laws
 from diffjax.degradations import base
 from diffjax.degradations.families import FAMILIES
-from diffjax.models import unet
+from diffjax.models import dit, initialize, unet
 from experiments.lib import own
 from experiments.lib.commands import UsageError
 from experiments.lib.config import STEPS, get, is_own
 
-NETWORKS = {"unet": unet.network}
 _BANK = 1024  # images that animorph chooses its other end from
 _OURS = ("network", "class_conditional", "precondition", "precondition_floor")  # of config.model
+
+
+def _of(model_class: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that a flax module has as fields."""
+    names = {field.name for field in dataclasses.fields(model_class)}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def flax_network(model_class, image_shape, channels_in, channels_out, num_classes, **settings):
+    """A flax module as a pair of pure functions, see `initialize.as_functions`."""
+    settings = _of(model_class, settings) | {"dtype": jnp.dtype(settings["dtype"])}
+    model = model_class(channels=channels_out, num_classes=num_classes, **settings)
+    return initialize.as_functions(model, (*image_shape[:2], channels_in))
+
+
+NETWORKS = {
+    "unet": functools.partial(flax_network, unet.UNet),
+    "dit": functools.partial(flax_network, dit.DiT),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +98,7 @@ def load_data(config: ml_collections.ConfigDict, split: str, roots: Mapping[str,
             split,
             directory=config.data.directory,
             image_size=config.data.image_size,
+            limit=config.data.limit,
         )
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
@@ -149,6 +170,8 @@ def _objective(config, degradation, network_fn, num_classes) -> restorers.Object
         levels=train.levels,
         num_classes=num_classes,
         label_dropout=train.label_dropout,
+        perturbation=train.perturbation,
+        basis=train.basis,
     )
 
 
@@ -245,6 +268,7 @@ def build(
         raise UsageError(
             f"config.model.class_conditional: {config.data.name} has no labels; set it False"
         )
+    _check_perturbation(config, degradation)
     preconditioned = _preconditioned(config, degradation)
     init_fn, apply_fn = _network(config, source.image_shape, preconditioned, num_classes, roots)
     experiment = Experiment(
@@ -275,23 +299,84 @@ def _preconditioned(config, degradation) -> bool:
     return possible if config.model.precondition is None else config.model.precondition
 
 
+def total_floor(config: ml_collections.ConfigDict) -> float:
+    """How uncertain x_t is for the Wiener restorer: hypot(model.precondition_floor, q)."""
+    return math.hypot(config.model.precondition_floor, config.train.perturbation)
+
+
+def start_perturbation(config: ml_collections.ConfigDict) -> float:
+    """p, the std of the noise on x_T: the config's, or 1.1 q."""
+    given = config.prior.perturbation
+    return 1.1 * config.train.perturbation if given is None else given
+
+
+def own_noise(degradation: base.Degradation) -> float:
+    """sigma of a linear D at t = 1: the noise that R saw without train.perturbation."""
+    if degradation.linear_fn is None:
+        return 0.0
+    return float(restorers.linear_fn(degradation)(jnp.ones(()))[1])
+
+
+def _check_perturbation(config, degradation) -> None:
+    """Raises UsageError where the numbers of a generation contradict each other."""
+    q, p = config.train.perturbation, start_perturbation(config)
+    if q > 0 and config.train.prediction != "x0":
+        raise UsageError(
+            f"config.train.perturbation = {q:g} is for train.prediction x0; got "
+            f"{config.train.prediction!r}"
+        )
+    noise, floor = own_noise(degradation), config.model.precondition_floor
+    numbers = (
+        f"config.prior.perturbation = {p:g}, train.perturbation = {q:g}, "
+        f"model.precondition_floor = {floor:g}"
+    )
+    if p > 0 and q == 0 and noise == 0:
+        raise UsageError(f"{numbers}: R never sees such noise; set train.perturbation")
+    if p > 1.5 * math.hypot(floor, q, noise):
+        raise UsageError(f"{numbers}: the first exceeds 1.5 times the others: it would grow")
+
+
 def fit_wiener(experiment: Experiment, source: data.Source) -> wiener.WienerRestorer | None:
     """The Wiener restorer of the training images, in one pass; None where none is used."""
     if not experiment.preconditioned:
         return None
+    tabulated = not base.has_coefficients(experiment.degradation)
+    return wiener.fit(
+        restorers.linear_fn(experiment.degradation),
+        measure(source),
+        levels=(experiment.levels or 100) if tabulated else None,
+        floor=total_floor(experiment.config),
+    )
+
+
+def measure(source: data.Source) -> wiener.Moments:
+    """The moments of all images of a source."""
     moments = None
     starts = range(0, source.size, 1000)
     for start in tqdm.tqdm(starts, desc="moments", leave=False, disable=len(starts) < 10):
         indices = range(start, min(start + 1000, source.size))
         batch = wiener.measure(source.fetch_fn(indices)["image"])
         moments = batch if moments is None else wiener.merge(moments, batch)
-    tabulated = not base.has_coefficients(experiment.degradation)
-    return wiener.fit(
-        restorers.linear_fn(experiment.degradation),
-        moments,
-        levels=(experiment.levels or 100) if tabulated else None,
-        floor=experiment.config.model.precondition_floor,
+    assert moments is not None  # a source holds an image at least
+    return moments
+
+
+def foretell(experiment: Experiment, source: data.Source) -> str | None:
+    """In one line, whether a config that is to generate can; None for one that restores."""
+    config, degradation = experiment.config, experiment.degradation
+    if config.train.perturbation == 0 or degradation.linear_fn is None:
+        return None
+    found = generation_laws.check_generation(
+        degradation,
+        measure(source),
+        jax.random.key(config.seed + 5),
+        perturbation=config.train.perturbation,
+        start_perturbation=start_perturbation(config),
+        ts=grid(experiment),
+        floor=config.model.precondition_floor,
+        samples=min(512, max(32, 2**19 // math.prod(experiment.image_shape))),
     )
+    return found.summary
 
 
 def fit_prior(

@@ -72,6 +72,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         ("train.prediction", tuple(predictions.DIRECTIONS)),
         ("train.weighting", (None, *losses.WEIGHTINGS)),
         ("train.times", TIMES),
+        ("train.basis", ("pixels", "dct")),
         ("prior.kind", ("mixture", "bank")),
         ("sample.sampler", tuple(samplers.SAMPLERS)),
         ("sample.grid", tuple(samplers.GRIDS)),
@@ -84,7 +85,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
     check(0 < floor < math.inf, "model.precondition_floor", "positive and finite")
     check(config.prior.components > 0, "prior.components", "positive")
     check(config.prior.images > 1, "prior.images", "2 or more")
-    check(0 <= config.prior.perturbation < math.inf, "prior.perturbation", "0 or more, and finite")
+    given = config.prior.perturbation
+    check(given is None or 0 <= given < math.inf, "prior.perturbation", "0 or more, or None")
+    check(0 <= config.train.perturbation < math.inf, "train.perturbation", "0 or more, and finite")
     check(config.model.width > 0 and config.model.width % 8 == 0, "model.width", "a multiple of 8")
     multipliers = config.model.multipliers
     check(multipliers and min(multipliers) > 0, "model.multipliers", "positive, one a level")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffjax import data, metrics, parallel, restorers, samplers
+from diffjax import data, parallel, restorers, samplers
 from diffjax.degradations.base import degrade, draw
 from experiments.lib import build
 
@@ -90,16 +90,3 @@ def generator(
         return samplers.sample(sampler, process, key_walk, xT, ts, omega, keep_every=keep_every)
 
     return generate
-
-
-def distances(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """ "frechet" and "kernel" between two sets [N, H, W, C] in [-1, 1], pixels in [0, 1]."""
-    one, other = (np.asarray(metrics.to_unit(x)).reshape(len(x), -1) for x in (images, reference))
-    gaussians = []
-    for pixels in (one, other):
-        moments = metrics.feature_moments(pixels)
-        gaussians += [moments.mean, metrics.covariance(moments)]
-    return {
-        "frechet": float(metrics.frechet_distance(*gaussians)),
-        "kernel": float(metrics.kernel_distance(one, other)),
-    }
