@@ -2,6 +2,7 @@
 
 from diffjax import losses, predictions, priors, samplers, schedules, time_sampling, wiener
 from diffjax.auditing.audit import audit
+from diffjax.auditing.generation_laws import check_generation
 from diffjax.degradations.base import (
     Degradation,
     LinearMap,
@@ -37,6 +38,7 @@ __all__ = [
     "blurring_noise",
     "bridge",
     "check_degradation",
+    "check_generation",
     "coefficients",
     "compose",
     "create_state",
