@@ -18,7 +18,7 @@ at each step, and with p = 0 there is none: both make a few images, whatever R i
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,9 @@ Array = jax.Array
 # p / q: below, modes come out fainter than they are by as much; above, the excess shows as noise.
 LEAST, MOST = 0.9, 1.5
 VISIBLE = 10.0  # modes of a variance above this many q^2 count
-JUMP = 1.5  # a last step larger than so many q makes its modes come as their mean
+# D's last step over q. At 1 a mode comes at 1 / sqrt(2) of its std, at 1.5 at 0.55, then as its
+# mean.
+JUMP = 1.5
 FAINT, STRONG = 0.8, 1.25  # median std made over std of the data
 
 
@@ -49,24 +51,21 @@ class Generation(NamedTuple):
 WAYS = ("Algorithm 2", "p = 0", "Algorithm 1")
 
 
-def _model(moments: wiener.Moments) -> tuple[tuple[Any, ...], tuple[np.ndarray, ...]]:
-    """The eigenvectors Q and the roots of the eigenvalues of S along rows, columns, channels."""
-    bases, stds = [], []
-    for covariance in wiener.covariances(moments):
-        variances, basis = np.linalg.eigh(covariance)
-        bases.append(basis)
-        stds.append(np.sqrt(np.maximum(variances, 0)))
-    return tuple(bases), tuple(stds)
+def _model(moments: wiener.Moments) -> tuple[list[np.ndarray], np.ndarray]:
+    """The eigenvectors of S along rows, columns and channels; the std of each mode, [H, W, C]."""
+    variances, bases = zip(*map(np.linalg.eigh, wiener.covariances(moments)), strict=True)
+    rows, cols, colors = (np.sqrt(np.maximum(values, 0)) for values in variances)
+    return list(bases), rows[:, None, None] * cols[None, :, None] * colors[None, None, :]
 
 
-def _std_of_modes(images_NHWC: Array, bases: tuple[np.ndarray, ...]) -> np.ndarray:
+def _std_of_modes(images_NHWC: Array, bases: list[np.ndarray]) -> np.ndarray:
     """The std of a set of images along each mode, [H, W, C]."""
     x = np.asarray(images_NHWC, np.float64)
     modes = np.einsum("nhwc,hi,wj,ck->nijk", x - x.mean(axis=0), *bases, optimize=True)
     return modes.std(axis=0)
 
 
-def _ways(restore_fn, degradation: Degradation, ts: Array) -> Callable:
+def _ways(restore_fn: Callable, degradation: Degradation, ts: Array) -> Callable:
     """(key, x0, perturbation) -> {way: an image made}, walking from D(x0, 1) and noise."""
     process = restorers.process(degradation, restore_fn)
 
@@ -106,14 +105,15 @@ def check_generation(
     ('perturbation',)
 
     Args:
-      degradation: D, linear, with a `linear_fn`, of images [H, W, C].
+      degradation: D, linear, with a `linear_fn`, of images [H, W, C]. White noise of its own
+        counts with q and with p.
       moments: of the training images in [-1, 1], from `wiener.measure`; their Gaussian is what
         images and starts x_T = D(x0, 1) are drawn from.
       key: typed PRNG key.
       perturbation: q, the std of the white noise on x_t in training.
       start_perturbation: p, the std of the noise on x_T; None: 1.1 q.
       ts: the grid, see `samplers.sample`; None: D's own steps, or 50.
-      floor: what the Wiener restorer reckons with beside q.
+      floor: what the Wiener restorer reckons with beside q; counts with q.
       samples: images made. The std of a mode is known to 1 / sqrt(2 samples) of itself.
     Returns:
       A Generation. Modes are the eigenvectors of the data's covariance, taken as a product over
@@ -131,30 +131,38 @@ def check_generation(
     linear_fn = restorers.linear_fn(degradation)
     levels = (steps or 100) if any(m is not None for m in linear_fn(jnp.ones(()))[2:]) else None
     restorer = wiener.fit(linear_fn, moments, levels=levels, floor=float(np.hypot(floor, q)))
-    bases, stds = _model(moments)
+    bases, std = _model(moments)
+    # D's own last step, whatever the grid; of a D that is continuous in t, the grid's.
+    before_last = jnp.float32(1 - 1 / steps) if steps else ts[1]
+
+    def restore_fn(xt, t):
+        return wiener.estimate(restorer, linear_fn, xt, t)[0]
+
+    def without_noise(x, t):
+        alpha, _, *matrices = linear_fn(t)
+        return alpha * wiener.multiply(x, *matrices)
 
     def one(key, perturbation):
         key_image, key_walk = jax.random.split(key)
-        normal = jax.random.normal(key_image, moments.mean.shape)
-        scaled = normal * stds[0][:, None, None] * stds[1][None, :, None] * stds[2]
-        x0 = wiener.multiply(scaled, *bases) + moments.mean
-        x0 = x0.astype(jnp.float32)
-        restore_fn = lambda xt, t: wiener.estimate(restorer, linear_fn, xt, t)[0]  # noqa: E731
+        scaled = jax.random.normal(key_image, std.shape) * jnp.asarray(std, jnp.float32)
+        x = wiener.multiply(scaled, *(jnp.asarray(basis, jnp.float32) for basis in bases))
+        x0 = x + restorer.mean
         made = _ways(restore_fn, degradation, ts)(key_walk, x0, perturbation)
-        omega = draw(degradation, key_walk, x0)
-        last = degrade(degradation, x0, ts[1], omega) - degrade(degradation, x0, ts[0], omega)
-        return made, last
+        return made, without_noise(x, before_last) - without_noise(x, jnp.ones(()))
 
     keys = jax.random.split(key, samples)
     made, last = jax.jit(jax.vmap(one, in_axes=(0, None)))(keys, jnp.float32(p))
-    std = stds[0][:, None, None] * stds[1][None, :, None] * stds[2]
-    visible = np.square(std) > max(VISIBLE * q**2, 1e-8 * np.max(std) ** 2)
+    own = float(linear_fn(jnp.ones(()))[1])
+    known, start = float(np.hypot(q, own)), float(np.hypot(p, own))
+    if known > 0:
+        known = float(np.hypot(known, floor))
+    visible = np.square(std) > max(VISIBLE * known**2, 1e-8 * np.max(std) ** 2)
     order = np.argsort(-std[visible])
     pick = lambda values: values[visible][order]  # noqa: E731
     data_std = pick(std)
     ratios = {way: pick(_std_of_modes(made[way], bases)) / data_std for way in WAYS}
     jump = pick(_std_of_modes(last, bases))
-    broken, summary = _judge(q, p, ratios["Algorithm 2"], jump, len(ts) - 1)
+    broken, summary = _judge(known, start, ratios["Algorithm 2"], jump, len(ts) - 1)
     return Generation(data_std, ratios, jump, broken, summary)
 
 
@@ -163,29 +171,25 @@ def _judge(
 ) -> tuple[tuple[str, ...], str]:
     """The broken conditions, and one line."""
     median = float(np.median(made)) if len(made) else 0.0
-    broken, reasons = [], []
+    carried = f"xT carries noise of {p:.3g} and R was trained with {q:.3g}"
+    reasons = {}
     if q == 0:
-        broken.append("perturbation")
-        reasons.append("no noise was on xt in training (q = 0), and nothing bounds what p grows to")
+        reasons["perturbation"] = "R was trained without noise (q = 0): nothing bounds its growth"
+    elif not len(made):
+        reasons["perturbation"] = f"no mode of the data stands out of the noise q = {q:.3g}"
     elif not LEAST <= p / q <= MOST:
-        broken.append("perturbation")
-        reasons.append(
-            f"xT carries noise of {p:.3g} and R was trained with {q:.3g}: want 1.1 of it"
-        )
+        reasons["perturbation"] = f"{carried}: want 1.1 of it"
     jumps = int(np.sum(jump > JUMP * q)) if q > 0 else 0
     if jumps:
-        broken.append("jump")
-        reasons.append(
+        reasons["jump"] = (
             f"D's last step takes {jumps} of {len(jump)} modes out of view at once, the largest "
             f"{jump.max():.3g} against q = {q:.3g}: they come as their mean"
         )
-    if not broken and median < FAINT:
-        broken.append("steps")
-        reasons.append(f"{steps} steps are too few, or too large where modes cross the noise")
-    if not broken and median > STRONG:
-        broken.append("steps")
-        reasons.append("modes grow past the data: fewer steps cross the noise than it seems")
+    if q > 0 and len(made) and median < FAINT * min(p / q, 1):
+        reasons["steps"] = f"{steps} steps are too few, or too large where modes cross the noise"
+    if not reasons and median > STRONG:
+        reasons["perturbation"] = f"{carried}: too much for {steps} steps, want 1.1 of it"
     share = f"the Wiener restorer alone makes {100 * median:.0f}% of the data's std (median mode)"
-    if not broken:
+    if not reasons:
         return (), f"can generate: {share}"
-    return tuple(broken), f"cannot generate: {share}; {'; '.join(reasons)}"
+    return tuple(reasons), f"cannot generate: {share}; {'; '.join(reasons.values())}"

@@ -26,7 +26,7 @@ def get_config():
     config.model.patch = 2
     config.train.perturbation = 0.02
     config.train.basis = "dct"
-    config.train.steps = 4000
+    config.train.steps = 3000
     config.train.ema_decay = 0.999
     config.run.checkpoint_every = 1000
     return config
