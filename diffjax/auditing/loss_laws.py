@@ -79,6 +79,11 @@ def unweighted(t: Array) -> Array:
     return jnp.ones_like(t)
 
 
+@functools.partial(jax.jit, static_argnums=0, compiler_options=oracle.QUICK)
+def _unreduced(unreduced_fn, error):
+    return jax.value_and_grad(unreduced_fn)(error, jnp.zeros(()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """What the laws are tried on; every answer of the loss is computed once, when needed."""
@@ -118,27 +123,42 @@ class Trial:
     def nature(self) -> str:
         return severities.nature(self.degradation, self.x0)
 
-    def ask(
+    def arguments(
         self,
         fold: int = 0,
         kind: str | None = None,
         sign: float = 1.0,
         error: Any = 0.0,
-        shift: float = 0.0,
+        solve_shift: float = 0.0,
+        target_shift: float = 0.0,
         images: np.ndarray | None = None,
-    ) -> oracle.Observation:
-        """The loss at the key of that number, on an oracle that answers so; numpy."""
+    ) -> tuple[Any, ...]:
+        """Of `oracle.observe`: the key of that number, an oracle that answers so."""
         if images is None:
             images = np.broadcast_to(self.x0, (self.size, *self.shape))
         question = oracle.Question(
             np.int32(self.kinds.index(kind or self.prediction)),
             np.float32(sign),
             np.broadcast_to(np.asarray(error, np.float32), images.shape),
-            np.float32(shift),
+            np.float32(solve_shift),
+            np.float32(target_shift),
         )
         key = jax.random.fold_in(self.key, fold)
-        arguments = (self.loss_fn, self.degradation, key, images, question)
-        return jax.device_get(oracle.observe(*arguments, scale=self.scale))
+        return self.loss_fn, self.degradation, key, images, question
+
+    def ask(self, *args: Any, **answer: Any) -> oracle.Observation:
+        """What the loss makes of it, in numpy; see `arguments`."""
+        try:
+            seen = oracle.observe(*self.arguments(*args, **answer), scale=self.scale)
+        except oracle.CallError as failure:
+            raise LawError(f"one call: {failure}; likely: an axis too many or too few") from failure
+        except Exception as failure:  # whatever a foreign loss raises
+            line = str(failure).partition("\n")[0]
+            raise LawError(
+                f"one call: raised {type(failure).__name__}: {line}; likely: the loss cannot be "
+                "traced by jax.jit and jax.grad, or calls network_fn with a part of the batch"
+            ) from failure
+        return jax.device_get(seen)
 
     @functools.cached_property
     def keyed(self) -> list[oracle.Observation]:
@@ -173,12 +193,8 @@ class Trial:
 
     def unreduced(self, error: float) -> tuple[float, float]:
         """(l, dl/d error) of an error, for the loss that is declared."""
-        value, slope = self._unreduced(np.float32(error), np.float32(0))
+        value, slope = _unreduced(self.unreduced_fn, np.float32(error))
         return float(value), float(slope)
-
-    @functools.cached_property
-    def _unreduced(self) -> Callable[..., tuple[Array, Array]]:
-        return jax.jit(jax.value_and_grad(self.unreduced_fn), compiler_options=oracle.QUICK)
 
     def declared(self, told: np.ndarray) -> np.ndarray:
         """The declared weight at each told t, float64."""
@@ -194,6 +210,9 @@ class Trial:
 
 
 def _ratio(part: float, whole: float) -> float:
+    """|part / whole|; 0 for 0 / 0, inf where it is no number."""
+    if part == 0:
+        return 0.0
     with np.errstate(all="ignore"):
         return float(np.nan_to_num(np.abs(np.divide(part, whole)), nan=np.inf))
 
@@ -253,6 +272,8 @@ def _weight_cause(trial: Trial) -> str:
     if np.nanmax(np.abs(ratio / middle - 1)) < 0.02:
         sizes = _sizes_of(trial.size, trial.shape) | {"1/2": 0.5, "2": 2.0}
         named = _factor_cause(middle, sizes)
+        if named is None and (grows := _resized_ratio(trial)[-1]):
+            named = f"{grows}, and a factor: {middle:.4g} in all"
         return named or f"a factor {middle:.4g}: declare it in weight_fn"
     worst = int(np.nanargmax(np.abs(np.log(np.abs(ratio) + 1e-30))))
     text = f"at t = {told[worst]:.4g} the weight is {found[worst]:.4g}"
@@ -268,7 +289,9 @@ def _one_call(trial: Trial) -> Iterator[Finding]:
         if calls == 0
         else "the loss has several terms: check one at a time"
     )
-    yield Finding(f"{calls:g} calls of the network in the gradient, not 1", abs(calls - 1), 0, cause)
+    yield Finding(
+        f"{calls:g} calls of the network in the gradient, not 1", abs(calls - 1), 0, cause
+    )
     bad = sum(not np.isfinite(one.loss) for one in [trial.exact, *trial.keyed])
     cause = "a weight or a target divides by zero at one end of the severities"
     yield Finding(f"{bad} of {len(trial.keyed) + 1} losses are not finite", bad, 0, cause)
@@ -287,6 +310,8 @@ def _scale_of_t(trial: Trial) -> Iterator[Finding]:
         cause = "steps are told: declare t_scale=range(T)"
     elif scale.name == "steps" and whole:
         cause = "steps are counted from 1 instead of 0, or from 0 instead of 1: see t_scale"
+    elif scale.levels is not None and outside < 1.01 / scale.levels:
+        cause = "off by one: the told t goes one step beyond the end"
     elif np.min(told) < 0:
         cause = "a logarithm is told, such as EDM's ln(sigma) / 4"
     else:
@@ -302,9 +327,7 @@ def _scale_of_t(trial: Trial) -> Iterator[Finding]:
 def _told(trial: Trial) -> Iterator[Finding]:
     records = trial.records
     what = f"{len(records.told_n)} images against D(x0, t) at the told t"
-    yield Finding(
-        what, severities.misfit(records), 1, functools.partial(severities.cause, records)
-    )
+    yield Finding(what, severities.misfit(records), 1, functools.partial(severities.cause, records))
     if trial.nature == "noise":
         for k, labels in severities.off_by_one(records).items():
             where = "later" if k > 0 else "earlier"
@@ -355,17 +378,23 @@ def _keys(trial: Trial) -> Iterator[Finding]:
 
 def _target_cause(trial: Trial) -> str:
     """What the loss compares with, if the declared answer does not make it vanish."""
-    for kind in trial.kinds:
-        for sign, name in ((1.0, kind), (-1.0, f"minus {kind}")):
-            if trial.relative(kind=kind, sign=sign) < 1e-3:
-                return f"the loss wants {name}, not {trial.prediction}"
+    found = {
+        name: trial.relative(kind=kind, sign=sign)
+        for kind in trial.kinds
+        for sign, name in ((1.0, kind), (-1.0, f"minus {kind}"))
+    }
+    own = found.pop(trial.prediction)
+    wanted = min(found, key=found.get)
+    if found[wanted] < min(1e-3, own):
+        return f"the loss wants {wanted}, not {trial.prediction}"
     if trial.scale.levels is not None and trial.scale.name != "sigma":
         step = 1 if trial.scale.name == "steps" else 1 / trial.scale.levels
-        for shift in (step, -step):
-            if trial.relative(shift=shift) < 0.1 * trial.relative():
-                where = "later" if shift > 0 else "earlier"
+        for shift, where in ((step, "later"), (-step, "earlier")):
+            if trial.relative(target_shift=shift) < 0.1 * own:
                 return f"off by one: the target is of one step {where} than the told t"
-    if oracle.mixes(trial.degradation) and trial.relative() > 1:
+            if trial.relative(solve_shift=shift, target_shift=shift) < 0.1 * own:
+                return f"off by one: x_t is one step {where} than the told t"
+    if oracle.mixes(trial.degradation) and own > 1:
         return "the noise in the target is not that in x_t: drawn twice"
     return "the target is made at another t, by another schedule, or of another example"
 
@@ -380,7 +409,8 @@ def _is_square(trial: Trial) -> bool:
 def _exact(trial: Trial) -> Iterator[Finding]:
     what = f"loss {trial.exact.loss:.3g} of the exact {trial.prediction}, relative to that of zeros"
     limit = 1e-6 if _is_square(trial) else 1e-3
-    yield Finding(what, trial.relative(), limit, functools.partial(_target_cause, trial))
+    relative = _ratio(trial.exact.loss, trial.nothing)
+    yield Finding(what, relative, limit, functools.partial(_target_cause, trial))
 
 
 def _others(trial: Trial) -> Iterator[Finding]:
@@ -390,16 +420,13 @@ def _others(trial: Trial) -> Iterator[Finding]:
         for sign in (1.0, -1.0):
             if (kind, sign) == (trial.prediction, 1.0):
                 continue
-            found = trial.relative(kind=kind, sign=sign)
+            seen = trial.ask(kind=kind, sign=sign)
+            found = _ratio(seen.loss, trial.nothing)
             name = kind if sign > 0 else f"minus {kind}"
             # Two answers may be one, as flow and edm are for some D: then there is no law.
-            if _ratio(np.max(np.abs(_difference(trial, kind, sign))), 1) > 0.1:
+            if np.max(np.abs(seen.answer_BHWC - trial.exact.answer_BHWC)) > 0.1:
                 what = f"{name} costs {found:.3g} of what zeros cost, too little: 1e-3 over it"
                 yield Finding(what, _ratio(1e-3, found), 1, cause)
-
-
-def _difference(trial: Trial, kind: str, sign: float) -> np.ndarray:
-    return trial.ask(kind=kind, sign=sign).answer_BHWC - trial.exact.answer_BHWC
 
 
 def _own_target(trial: Trial) -> Iterator[Finding]:
@@ -500,58 +527,66 @@ def _gradient(trial: Trial) -> Iterator[Finding]:
         yield Finding(what, abs(_ratio(plain.loss, whole) - 1), 0.02, cause)
 
 
-def _other_shape(trial: Trial) -> tuple[int, int, int]:
-    """Another size of image, where D and the loss take it; else that of all."""
+def _resized(trial: Trial) -> tuple[tuple[int, ...], list[oracle.Observation]]:
+    """More images of another size, where D and the loss take it; else of the same size."""
     height, width, channels = trial.shape
-    shape = (height + 3, width + 2, channels)
-    images = jax.ShapeDtypeStruct((5, *shape), jnp.float32)
-
-    def one(key, x0):
-        return degrade(trial.degradation, x0, 0.5, draw(trial.degradation, key, x0))
-
-    try:
-        jax.eval_shape(one, trial.key, jax.ShapeDtypeStruct(shape, jnp.float32))
-        oracle.dtypes(trial.loss_fn, images)
-    except Exception:  # whatever a foreign loss raises
-        return trial.shape
-    return shape
+    other = (height + 2 + height // 8, width + 1 + width // 8, channels)
+    for shape in (other, trial.shape):
+        images = np.broadcast_to(trial.images(shape), (trial.size * 3 // 2, *shape))
+        try:
+            return images.shape, [trial.ask(k, error=ERROR, images=images) for k in range(4)]
+        except LawError:  # of what a foreign loss raises for images of another size
+            if shape == trial.shape:
+                raise
+    raise AssertionError
 
 
-def _size_law(trial: Trial) -> Iterator[Finding]:
-    size, shape = trial.size * 5 // 12, _other_shape(trial)
-    images = np.broadcast_to(trial.images(shape), (size, *shape))
-    others = [trial.ask(fold, error=ERROR, images=images) for fold in range(4)]
+def _resized_ratio(trial: Trial) -> tuple[str, float, float, str | None]:
+    """(what, how many times more images of another size weigh, the limit of its logarithm,
+    why they do).
+    """
+    (size, *shape), others = _resized(trial)
     slope = 1.0 if trial.unreduced_fn is None else trial.unreduced(ERROR)[1]
     found = np.concatenate([_weights(one, slope) for one in others])
     told = np.concatenate([one.told_B for one in others])
-    if trial.weight_fn is not None and trial.unreduced_fn is not None:
-        due, limit = trial.declared(told), 0.02
-    else:
-        first, weights = trial.records.told_n, np.concatenate(trial.weights)
-        clear = weights > 0
-        order = np.argsort(first[clear])
-        known, logs = first[clear][order], np.log(weights[clear][order])
-        due, limit = np.exp(np.interp(told, known, logs)), 0.15
-    with np.errstate(all="ignore"):
-        ratio = float(np.exp(np.nanmedian(np.log(found / due))))
+    # Against those of the first size, as a function of t: what is drawn differs.
+    first, weights = trial.records.told_n, np.concatenate(trial.weights)
+    limit = 0.15
+    if trial.weight_fn is not None:
+        found, weights = found / trial.declared(told), weights / trial.declared(first)
+        limit = 0.02
+    clear = weights > 0
+    order = np.argsort(first[clear])
+    logs = np.interp(told, first[clear][order], np.log(weights[clear][order]))
+    ratio = float(np.exp(np.nanmedian(np.log(found) - logs)))
     old, new = _sizes_of(trial.size, trial.shape), _sizes_of(size, shape)
     cause = _factor_cause(ratio, {name: new[name] / old[name] for name in new})
     what = (
-        f"{size} images {shape} weigh {ratio:.3g} times what {trial.size} images {trial.shape} do"
+        f"{size} images {tuple(shape)} weigh {ratio:.3g} times what {trial.size} images "
+        f"{trial.shape} do"
     )
-    error = float(np.nan_to_num(abs(np.log(ratio)), nan=np.inf))
+    return what, ratio, limit, cause
+
+
+def _size_law(trial: Trial) -> Iterator[Finding]:
+    with np.errstate(all="ignore"):
+        what, ratio, limit, cause = _resized_ratio(trial)
+        error = float(np.nan_to_num(abs(np.log(ratio)), nan=np.inf))
     yield Finding(what, error, limit, cause or "a fixed size in the loss's mean")
 
 
 def _dtype(trial: Trial) -> Iterator[Finding]:
-    images = jax.ShapeDtypeStruct((trial.size, *trial.shape), trial.dtype)
-    xt, loss = oracle.dtypes(trial.loss_fn, images)
+    seen = trial.exact.dtypes
+    if trial.dtype != jnp.float32:
+        images = trial.images((trial.size, *trial.shape)).astype(trial.dtype)
+        seen = oracle.observe.eval_shape(*trial.arguments(images=images), scale=trial.scale).dtypes
+    xt, loss = (empty.dtype for empty in seen)
     cause = "a table, a time or noise of another dtype meets the images: cast it to theirs"
-    what = f"{images.dtype} images became x_t of {xt}"
-    yield Finding(what, float(xt != images.dtype), 0, cause)
-    least = jnp.promote_types(jnp.float32, loss)
+    what = f"images of {jnp.dtype(trial.dtype)} became x_t of {xt}"
+    yield Finding(what, float(xt != trial.dtype), 0, cause)
     cause = "the mean is taken in low precision: cast the errors to float32 before it"
-    yield Finding(f"the loss has dtype {loss}", float(loss != least), 0, cause)
+    what = f"the loss has dtype {loss}"
+    yield Finding(what, float(jnp.promote_types(loss, jnp.float32) != loss), 0, cause)
 
 
 LAWS: Mapping[str, Callable[[Trial], Iterator[Finding]]] = MappingProxyType(
@@ -576,24 +611,11 @@ LAWS: Mapping[str, Callable[[Trial], Iterator[Finding]]] = MappingProxyType(
 
 def _try_law(law: str, trial: Trial) -> list[float]:
     errors = []
-    try:
-        for what, error, limit, cause in LAWS[law](trial):
-            if not error <= limit:
-                likely = cause if isinstance(cause, str) else cause()
-                raise LawError(
-                    f"{law}: {what}: {error:.3g}, but at most {limit:.3g}; likely: {likely}"
-                )
-            errors.append(float(error))
-    except LawError:
-        raise
-    except oracle.CallError as failure:
-        raise LawError(f"{law}: {failure}; likely: an axis too many or too few") from failure
-    except Exception as failure:
-        line = str(failure).partition("\n")[0]
-        raise LawError(
-            f"{law}: raised {type(failure).__name__}: {line}; likely: the loss cannot be traced "
-            "by jax.jit and jax.grad, or calls network_fn with a part of the batch"
-        ) from failure
+    for what, error, limit, cause in LAWS[law](trial):
+        if not error <= limit:
+            likely = cause if isinstance(cause, str) else cause()
+            raise LawError(f"{law}: {what}: {error:.3g}, but at most {limit:.3g}; likely: {likely}")
+        errors.append(float(error))
     return errors
 
 

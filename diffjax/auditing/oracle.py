@@ -50,7 +50,8 @@ class Question(NamedTuple):
     kind: Array  # index into `answers`
     sign: Array  # scalar
     error_BHWC: Array
-    shift: Array = 0.0  # omega is solved at the told t, plus this many of its units
+    solve_shift: Array  # omega is solved at the told t plus this, in its own units
+    target_shift: Array  # and the target made at the told t plus this
 
 
 class Observation(NamedTuple):
@@ -64,6 +65,7 @@ class Observation(NamedTuple):
     answer_BHWC: Array
     gradient_BHWC: Array  # of the loss in the answer
     rounding_B: Array  # absolute, of the answer
+    dtypes: tuple[Array, Array]  # empty arrays, of the dtypes of x_t and of the loss
 
 
 def mixes(degradation: Degradation) -> bool:
@@ -138,10 +140,12 @@ def _directions(degradation, scale, label):
     return alpha, sigma, pairs[:, 0], pairs[:, 1]
 
 
-def _solve(degradation, scale, kind, x0, xt, label):
+def _solve(degradation, scale, question, x0, xt, label):
     """The answer of a kind, and its absolute rounding."""
+    kind, solved = question.kind, label + question.solve_shift
     if mixes(degradation):
-        alpha, sigma, b, e = _directions(degradation, scale, label)
+        alpha, sigma, *_ = _directions(degradation, scale, solved)
+        _, _, b, e = _directions(degradation, scale, label + question.target_shift)
         omega = (xt - alpha * x0) / sigma
         answer = b[kind] * x0 + e[kind] * omega
         of_omega = (jnp.max(jnp.abs(xt)) + alpha) / sigma
@@ -150,9 +154,10 @@ def _solve(degradation, scale, kind, x0, xt, label):
     found = {"x0": x0, "x_t": xt, "x_t - x0": xt - x0}
     if scale.levels is not None:
         # D(x0, s) with the omega that x_t has: of one that is kept, none is known.
-        t = severity(degradation, scale, label)
+        t = severity(degradation, scale, solved)
         omega = infer(degradation, xt, t, x0, draw(degradation, jax.random.key(0), x0))
-        found["previous"] = degrade(degradation, x0, jnp.maximum(t - 1 / scale.levels, 0), omega)
+        s = severity(degradation, scale, label + question.target_shift) - 1 / scale.levels
+        found["previous"] = degrade(degradation, x0, jnp.maximum(s, 0), omega)
     answer = jnp.stack([found[name] for name in answers(degradation, scale)])[kind]
     return answer, EPSILON * jnp.max(jnp.abs(answer))
 
@@ -170,8 +175,7 @@ def _answer(scale: Scale, world: _World, xt_BHWC: Array, told_B: Array) -> tuple
     question = world.question
 
     def one(x0, xt, label, error):
-        label = label + question.shift
-        answer, rounding = _solve(world.degradation, scale, question.kind, x0, xt, label)
+        answer, rounding = _solve(world.degradation, scale, question, x0, xt, label)
         return question.sign * answer + error, rounding
 
     return jax.vmap(one)(world.x0_BHWC, xt_BHWC, told_B, question.error_BHWC)
@@ -253,21 +257,25 @@ def observe(
     Returns:
       See `Observation`.
     """
-    world = _World(degradation, x0_BHWC, question)
-    zeros = jnp.zeros_like(x0_BHWC)
+    world = _World(degradation, x0_BHWC.astype(jnp.float32), question)
+    zeros = jnp.zeros_like(world.x0_BHWC)
     probe = {"answer": zeros, "xt": zeros, "gradient": zeros}
     probe |= {"told": zeros[:, 0, 0, 0], "calls": jnp.zeros(())}
+
+    dtypes = []
 
     def loss(probe):
         def network_fn(xt_BHWC, t_B):
             xt_BHWC, t_B = jnp.asarray(xt_BHWC), jnp.asarray(t_B)
             _require_batch(xt_BHWC, t_B, x0_BHWC.shape[1:])
+            dtypes.append(xt_BHWC.dtype)
             xt, label = (array.astype(jnp.float32) for array in (xt_BHWC, t_B))
             return _ask(scale, probe, world, xt, label).astype(xt_BHWC.dtype)
 
         value = jnp.asarray(loss_fn(network_fn, key, x0_BHWC))
         if value.shape != ():
             raise CallError(f"the loss has shape {value.shape}, not ()")
+        dtypes.append(value.dtype)
         return value.astype(jnp.float32)
 
     value, seen = jax.value_and_grad(loss)(probe)
@@ -282,17 +290,5 @@ def observe(
         seen["answer"],
         seen["gradient"],
         rounding_B,
+        (jnp.zeros(0, dtypes[0]), jnp.zeros(0, dtypes[-1])),
     )
-
-
-def dtypes(loss_fn: LossFn, images: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
-    """(dtype of x_t, dtype of the loss) for a batch like `images`; nothing is computed."""
-    seen = []
-
-    def network_fn(xt_BHWC, t_B):
-        seen.append(xt_BHWC.dtype)
-        return jnp.zeros_like(xt_BHWC)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    value = jax.eval_shape(functools.partial(loss_fn, network_fn), key, images)
-    return seen[0], value.dtype
