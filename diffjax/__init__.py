@@ -33,3 +33,4 @@ from diffjax.training import Objective as Objective
 from diffjax.training import Problem as Problem
 from diffjax.training import TrainState as TrainState
 from diffjax.training import train_step as train_step
+from diffjax.auditing.loss_laws import check_loss as check_loss

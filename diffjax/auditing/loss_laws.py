@@ -39,7 +39,6 @@ severity is drawn; a term that does not pass through the network.
 Depends on: jax, numpy, diffjax.degradations, diffjax.losses, the oracle.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -50,19 +49,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax import losses, predictions
-from diffjax.auditing import oracle, severities
-from diffjax.degradations import Degradation, degrade, draw, require
+from diffjax.auditing import loss_trial, oracle, severities
+from diffjax.auditing.loss_trial import ERROR, Trial, unweighted
+from diffjax.degradations import Degradation, require
+from diffjax.laws import LawError
 
 Array = jax.Array
 
-LOSSES = MappingProxyType({"l2": losses.l2, "l1": losses.l1})
-ERROR = 0.5  # added to the exact answer: l2 makes 0.25 of it, l1 0.5
-VALUES = 2**20  # pixels looked at, over all keys
 BINS = 10  # of severity, for weights that vanish
-
-
-class LawError(AssertionError):
-    """A loss breaks a law; the message is the law, the numbers, and a likely cause."""
+LOSSES = MappingProxyType({"l2": losses.l2, "l1": losses.l1})
 
 
 class Finding(NamedTuple):
@@ -72,214 +67,6 @@ class Finding(NamedTuple):
     error: float
     limit: float
     cause: str | Callable[[], str]
-
-
-def unweighted(t: Array) -> Array:
-    """w(t) = 1."""
-    return jnp.ones_like(t)
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=oracle.QUICK)
-def _unreduced(unreduced_fn, error):
-    return jax.value_and_grad(unreduced_fn)(error, jnp.zeros(()))
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """What the laws are tried on; every answer of the loss is computed once, when needed."""
-
-    loss_fn: Callable[..., Array]  # a jax.tree_util.Partial
-    degradation: Degradation
-    key: Array
-    shape: tuple[int, int, int]
-    prediction: str
-    unreduced_fn: Callable[[Array, Array], Array] | None
-    weight_fn: Callable[[Array], Array] | None
-    scale: oracle.Scale
-    dtype: Any
-
-    @functools.cached_property
-    def kinds(self) -> list[str]:
-        return oracle.answers(self.degradation, self.scale)
-
-    @functools.cached_property
-    def size(self) -> int:
-        """B: none of the image's own sizes, so that a sum over it is told from theirs."""
-        height, width, channels = self.shape
-        own = {height, width, channels, height * width, height * width * channels}
-        fitting = max(6, min(48, VALUES // (4 * height * width * channels)))
-        return next(size for size in range(fitting, fitting - 6, -1) if size not in own)
-
-    @functools.cached_property
-    def x0(self) -> np.ndarray:
-        return self.images(self.shape)
-
-    def images(self, shape: Sequence[int]) -> np.ndarray:
-        """Random in [-1, 1]; numpy's, which need not be compiled for each shape."""
-        generator = np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
-        return generator.uniform(-1, 1, shape).astype(np.float32)
-
-    @functools.cached_property
-    def nature(self) -> str:
-        return severities.nature(self.degradation, self.x0)
-
-    def arguments(
-        self,
-        fold: int = 0,
-        kind: str | None = None,
-        sign: float = 1.0,
-        error: Any = 0.0,
-        solve_shift: float = 0.0,
-        target_shift: float = 0.0,
-        images: np.ndarray | None = None,
-    ) -> tuple[Any, ...]:
-        """Of `oracle.observe`: the key of that number, an oracle that answers so."""
-        if images is None:
-            images = np.broadcast_to(self.x0, (self.size, *self.shape))
-        question = oracle.Question(
-            np.int32(self.kinds.index(kind or self.prediction)),
-            np.float32(sign),
-            np.broadcast_to(np.asarray(error, np.float32), images.shape),
-            np.float32(solve_shift),
-            np.float32(target_shift),
-        )
-        key = jax.random.fold_in(self.key, fold)
-        return self.loss_fn, self.degradation, key, images, question
-
-    def ask(self, *args: Any, **answer: Any) -> oracle.Observation:
-        """What the loss makes of it, in numpy; see `arguments`."""
-        try:
-            seen = oracle.observe(*self.arguments(*args, **answer), scale=self.scale)
-        except oracle.CallError as failure:
-            raise LawError(f"one call: {failure}; likely: an axis too many or too few") from failure
-        except Exception as failure:  # whatever a foreign loss raises
-            line = str(failure).partition("\n")[0]
-            raise LawError(
-                f"one call: raised {type(failure).__name__}: {line}; likely: the loss cannot be "
-                "traced by jax.jit and jax.grad, or calls network_fn with a part of the batch"
-            ) from failure
-        return jax.device_get(seen)
-
-    @functools.cached_property
-    def keyed(self) -> list[oracle.Observation]:
-        """The exact answer plus ERROR, at several keys."""
-        count = min(24, max(4, VALUES // (self.size * int(np.prod(self.shape)))))
-        return [self.ask(fold, error=ERROR) for fold in range(count)]
-
-    @functools.cached_property
-    def exact(self) -> oracle.Observation:
-        return self.ask()
-
-    @functools.cached_property
-    def nothing(self) -> float:
-        """The loss of an answer of zeros: what other losses are relative to."""
-        return float(self.ask(sign=0.0).loss)
-
-    def relative(self, **answer: Any) -> float:
-        """The loss of an answer, relative to that of zeros; inf where it is no number."""
-        return _ratio(self.ask(**answer).loss, self.nothing)
-
-    @functools.cached_property
-    def records(self) -> severities.Records:
-        return severities.Records(
-            self.degradation,
-            self.scale,
-            self.nature,
-            self.x0,
-            np.concatenate([one.xt_BHWC for one in self.keyed]),
-            np.concatenate([one.told_B for one in self.keyed]),
-            self.size,
-        )
-
-    def unreduced(self, error: float) -> tuple[float, float]:
-        """(l, dl/d error) of an error, for the loss that is declared."""
-        value, slope = _unreduced(self.unreduced_fn, np.float32(error))
-        return float(value), float(slope)
-
-    def declared(self, told: np.ndarray) -> np.ndarray:
-        """The declared weight at each told t, float64."""
-        return np.asarray(jax.vmap(self.weight_fn)(jnp.asarray(told, jnp.float32)), np.float64)
-
-    @functools.cached_property
-    def weights(self) -> list[np.ndarray]:
-        """w of each example, read off the gradient; [B] for each key, nan where rounding hides
-        it. In units of its own where no loss is declared.
-        """
-        slope = 1.0 if self.unreduced_fn is None else self.unreduced(ERROR)[1]
-        return [_weights(one, slope) for one in self.keyed]
-
-
-def _ratio(part: float, whole: float) -> float:
-    """|part / whole|; 0 for 0 / 0, inf where it is no number."""
-    if part == 0:
-        return 0.0
-    with np.errstate(all="ignore"):
-        return float(np.nan_to_num(np.abs(np.divide(part, whole)), nan=np.inf))
-
-
-def _weights(seen: oracle.Observation, slope: float) -> np.ndarray:
-    gradient = np.sum(np.asarray(seen.gradient_BHWC, np.float64), (1, 2, 3))
-    weight = gradient * len(gradient) / slope
-    return np.where(seen.rounding_B < 0.01 * ERROR, weight, np.nan)
-
-
-FACTORS = {
-    "B": "a sum over the examples where a mean belongs",
-    "HWC": "a sum over pixels and channels where a mean belongs",
-    "BHWC": "a sum over everything where a mean belongs",
-    "HW": "a sum over pixels where a mean belongs",
-    "C": "a sum over channels where a mean belongs",
-    "1/B": "the mean over the examples is taken twice",
-    "1/HWC": "the mean over pixels is taken twice",
-    "1/2": "a factor 1/2, as in optax.l2_loss",
-    "2": "a factor 2",
-}
-
-
-def _factor_cause(ratio: float, sizes: Mapping[str, float]) -> str | None:
-    """What makes a loss so many times too large; sizes by the names of FACTORS."""
-    for name, text in FACTORS.items():
-        if name in sizes and sizes[name] != 1 and abs(ratio / sizes[name] - 1) < 0.02:
-            return text
-    return None
-
-
-def _sizes_of(size: int, shape: Sequence[int]) -> dict[str, float]:
-    height, width, channels = shape
-    values = {"B": size, "HWC": height * width * channels, "HW": height * width, "C": channels}
-    values["BHWC"] = size * values["HWC"]
-    return values | {"1/B": 1 / size, "1/HWC": 1 / values["HWC"]}
-
-
-def _mixed(weights: list[np.ndarray]) -> bool:
-    """Whether all examples of a batch have one weight, and another batch another."""
-    spreads = [np.nanstd(w) / (abs(np.nanmean(w)) + 1e-30) for w in weights]
-    means = [np.nanmean(w) for w in weights]
-    return max(spreads) < 1e-3 and np.std(means) > 1e-2 * abs(np.mean(means))
-
-
-MIXED = "the weights are averaged over the batch before they meet the losses: [B] against [B, 1]"
-
-
-def _weight_cause(trial: Trial) -> str:
-    """Why the weights are not those declared."""
-    if _mixed(trial.weights):
-        return MIXED
-    found = np.concatenate(trial.weights)
-    told = trial.records.told_n
-    ratio = found / trial.declared(told)
-    middle = float(np.nanmedian(ratio))
-    if np.nanmax(np.abs(ratio / middle - 1)) < 0.02:
-        sizes = _sizes_of(trial.size, trial.shape) | {"1/2": 0.5, "2": 2.0}
-        named = _factor_cause(middle, sizes)
-        if named is None and (grows := _resized_ratio(trial)[-1]):
-            named = f"{grows}, and a factor: {middle:.4g} in all"
-        return named or f"a factor {middle:.4g}: declare it in weight_fn"
-    worst = int(np.nanargmax(np.abs(np.log(np.abs(ratio) + 1e-30))))
-    text = f"at t = {told[worst]:.4g} the weight is {found[worst]:.4g}"
-    if trial.weight_fn is unweighted:
-        return f"the loss is weighted ({text}): declare weight_fn, or None"
-    return f"another weighting than weight_fn: {text}, not {found[worst] / ratio[worst]:.4g}"
 
 
 def _one_call(trial: Trial) -> Iterator[Finding]:
@@ -409,7 +196,7 @@ def _is_square(trial: Trial) -> bool:
 def _exact(trial: Trial) -> Iterator[Finding]:
     what = f"loss {trial.exact.loss:.3g} of the exact {trial.prediction}, relative to that of zeros"
     limit = 1e-6 if _is_square(trial) else 1e-3
-    relative = _ratio(trial.exact.loss, trial.nothing)
+    relative = loss_trial.ratio_of(trial.exact.loss, trial.nothing)
     yield Finding(what, relative, limit, functools.partial(_target_cause, trial))
 
 
@@ -421,17 +208,19 @@ def _others(trial: Trial) -> Iterator[Finding]:
             if (kind, sign) == (trial.prediction, 1.0):
                 continue
             seen = trial.ask(kind=kind, sign=sign)
-            found = _ratio(seen.loss, trial.nothing)
+            found = loss_trial.ratio_of(seen.loss, trial.nothing)
             name = kind if sign > 0 else f"minus {kind}"
             # Two answers may be one, as flow and edm are for some D: then there is no law.
             if np.max(np.abs(seen.answer_BHWC - trial.exact.answer_BHWC)) > 0.1:
                 what = f"{name} costs {found:.3g} of what zeros cost, too little: 1e-3 over it"
-                yield Finding(what, _ratio(1e-3, found), 1, cause)
+                yield Finding(what, loss_trial.ratio_of(1e-3, found), 1, cause)
 
 
 def _own_target(trial: Trial) -> Iterator[Finding]:
     images = trial.images((trial.size, *trial.shape))
-    relative = _ratio(trial.ask(images=images).loss, trial.ask(images=images, sign=0.0).loss)
+    relative = loss_trial.ratio_of(
+        trial.ask(images=images).loss, trial.ask(images=images, sign=0.0).loss
+    )
     what = "loss of each example's exact answer where images differ, relative to that of zeros"
     cause = "answers are compared with other examples' targets: [B] against [B, 1], or a shuffle"
     yield Finding(what, relative, 1e-6 if _is_square(trial) else 1e-3, cause)
@@ -445,10 +234,10 @@ def _growth(trial: Trial) -> Iterator[Finding]:
     yield Finding(what, float(not min(one, minus) > 0), 0, cause)
     if trial.unreduced_fn is None:
         what = f"loss {one:.4g} of an error of {ERROR}, {two:.4g} of {2 * ERROR}: no growth"
-        yield Finding(what, _ratio(one, two), 0.999, "the loss saturates")
+        yield Finding(what, loss_trial.ratio_of(one, two), 0.999, "the loss saturates")
         return
     due = trial.unreduced(2 * ERROR)[0] / trial.unreduced(ERROR)[0]
-    found = _ratio(two, one)
+    found = loss_trial.ratio_of(two, one)
     cause = "another loss than declared"
     if abs(found - 4) < 0.1:
         cause = "the loss is l2: declare loss='l2'"
@@ -467,8 +256,10 @@ def _constant(trial: Trial) -> Iterator[Finding]:
         due = float(np.mean(weight) * value)
         rounding = np.mean(np.abs(weight * slope) * np.minimum(seen.rounding_B, ERROR)) / due
         what = f"an error of {ERROR} costs {seen.loss:.4g}, not {due:.4g}"
-        error = abs(_ratio(seen.loss, due) - 1)
-        yield Finding(what, error, 2e-3 + rounding, functools.partial(_weight_cause, trial))
+        error = abs(loss_trial.ratio_of(seen.loss, due) - 1)
+        yield Finding(
+            what, error, 2e-3 + rounding, functools.partial(loss_trial.weight_cause, trial)
+        )
 
 
 def _weight_law(trial: Trial) -> Iterator[Finding]:
@@ -488,9 +279,14 @@ def _weight_law(trial: Trial) -> Iterator[Finding]:
         empty = np.sum(inside) >= 8 and not np.any(found[inside]) and due
         what = f"every weight is 0 for severities from {k / BINS:g} to {(k + 1) / BINS:g}"
         yield Finding(what, float(empty), 0, "the weighting leaves out a range of severities")
-    cause = functools.partial(_weight_cause, trial)
+    cause = functools.partial(loss_trial.weight_cause, trial)
     if declared is None:
-        yield Finding("one weight for a whole batch", float(_mixed(trial.weights)), 0, MIXED)
+        yield Finding(
+            "one weight for a whole batch",
+            float(loss_trial.mixed(trial.weights)),
+            0,
+            loss_trial.MIXED,
+        )
     elif trial.unreduced_fn is not None:
         with np.errstate(all="ignore"):
             error = np.abs(found / declared - 1)
@@ -509,14 +305,14 @@ def _gradient(trial: Trial) -> Iterator[Finding]:
         cause = "the gradient leads away from the target"
         yield Finding("share of slopes against the error's sign", wrong, 0, cause)
         return
-    value, slope = trial.unreduced(ERROR)
+    value = trial.unreduced(ERROR)[0]
     size = np.max(np.abs(weight)) + 1e-30
     what = "slopes of a constant error, relative to the largest, against w l'(0.5) / (B H W C)"
     cause = "pixels or channels count unequally"
     yield Finding(what, float(np.max(np.abs(constant - weight)) / size), 0.02, cause)
     cause = "a mean is taken before the loss, so that errors of both signs cancel"
     what = f"errors of {ERROR} of both signs cost {seen.loss:.4g}, of one sign {plain.loss:.4g}"
-    yield Finding(what, abs(_ratio(seen.loss, plain.loss) - 1), 0.02, cause)
+    yield Finding(what, abs(loss_trial.ratio_of(seen.loss, plain.loss) - 1), 0.02, cause)
     what = "slopes of errors of both signs, relative to the largest, against the closed form"
     error = float(np.max(np.abs(found - weight * signs[clear])) / size)
     yield Finding(what, error, 0.02, "a mean, a clipping or a normalization inside the loss")
@@ -524,53 +320,12 @@ def _gradient(trial: Trial) -> Iterator[Finding]:
     if np.all(clear):
         what = f"loss {plain.loss:.4g}, but {whole:.4g} by its gradient"
         cause = "what is reported is not what is minimized: a detached factor"
-        yield Finding(what, abs(_ratio(plain.loss, whole) - 1), 0.02, cause)
-
-
-def _resized(trial: Trial) -> tuple[tuple[int, ...], list[oracle.Observation]]:
-    """More images of another size, where D and the loss take it; else of the same size."""
-    height, width, channels = trial.shape
-    other = (height + 2 + height // 8, width + 1 + width // 8, channels)
-    for shape in (other, trial.shape):
-        images = np.broadcast_to(trial.images(shape), (trial.size * 3 // 2, *shape))
-        try:
-            return images.shape, [trial.ask(k, error=ERROR, images=images) for k in range(4)]
-        except LawError:  # of what a foreign loss raises for images of another size
-            if shape == trial.shape:
-                raise
-    raise AssertionError
-
-
-def _resized_ratio(trial: Trial) -> tuple[str, float, float, str | None]:
-    """(what, how many times more images of another size weigh, the limit of its logarithm,
-    why they do).
-    """
-    (size, *shape), others = _resized(trial)
-    slope = 1.0 if trial.unreduced_fn is None else trial.unreduced(ERROR)[1]
-    found = np.concatenate([_weights(one, slope) for one in others])
-    told = np.concatenate([one.told_B for one in others])
-    # Against those of the first size, as a function of t: what is drawn differs.
-    first, weights = trial.records.told_n, np.concatenate(trial.weights)
-    limit = 0.15
-    if trial.weight_fn is not None:
-        found, weights = found / trial.declared(told), weights / trial.declared(first)
-        limit = 0.02
-    clear = weights > 0
-    order = np.argsort(first[clear])
-    logs = np.interp(told, first[clear][order], np.log(weights[clear][order]))
-    ratio = float(np.exp(np.nanmedian(np.log(found) - logs)))
-    old, new = _sizes_of(trial.size, trial.shape), _sizes_of(size, shape)
-    cause = _factor_cause(ratio, {name: new[name] / old[name] for name in new})
-    what = (
-        f"{size} images {tuple(shape)} weigh {ratio:.3g} times what {trial.size} images "
-        f"{trial.shape} do"
-    )
-    return what, ratio, limit, cause
+        yield Finding(what, abs(loss_trial.ratio_of(plain.loss, whole) - 1), 0.02, cause)
 
 
 def _size_law(trial: Trial) -> Iterator[Finding]:
     with np.errstate(all="ignore"):
-        what, ratio, limit, cause = _resized_ratio(trial)
+        what, ratio, limit, cause = loss_trial.resized_ratio(trial)
         error = float(np.nan_to_num(abs(np.log(ratio)), nan=np.inf))
     yield Finding(what, error, limit, cause or "a fixed size in the loss's mean")
 
@@ -665,7 +420,7 @@ def check_loss(
     >>> def loss_fn(network_fn, key, x0):
     ...     key_t, key_omega = jax.random.split(key)
     ...     t, omega = jax.random.uniform(key_t, (len(x0),)), jax.random.normal(key_omega, x0.shape)
-    ...     xt = jax.vmap(degrade, (None, 0, 0, 0))(noise, x0, t, omega)
+    ...     xt = jax.vmap(degradations.degrade, (None, 0, 0, 0))(noise, x0, t, omega)
     ...     return jnp.mean((network_fn(xt, t) - omega) ** 2)
     >>> report = check_loss(loss_fn, noise, jax.random.key(0), (6, 6, 1), prediction="noise")
     >>> list(report) == list(LAWS)

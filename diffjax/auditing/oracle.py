@@ -16,7 +16,7 @@ Depends on: jax, chex, diffjax.degradations, diffjax.predictions.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
