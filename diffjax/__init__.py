@@ -3,6 +3,7 @@
 from diffjax import losses, predictions, priors, samplers, schedules, time_sampling, wiener
 from diffjax.auditing.audit import audit
 from diffjax.auditing.generation_laws import check_generation
+from diffjax.auditing.loss_laws import check_loss
 from diffjax.degradations.base import (
     Degradation,
     LinearMap,
@@ -39,6 +40,7 @@ __all__ = [
     "bridge",
     "check_degradation",
     "check_generation",
+    "check_loss",
     "coefficients",
     "compose",
     "create_state",
