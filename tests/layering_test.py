@@ -35,15 +35,15 @@ WHOLE_FOLDERS = ("operators", "models")  # floor 0
 FLOOR_0_MAY_IMPORT = {"jax", "numpy", "chex"}
 AND_MAY = {"models": {"flax"}, "metrics": {"dm_pix"}, "priors": {"sklearn"}}
 
-# Who alone may import a package; experiments/benchmark.py may compare with torch, and imports
-# the twins, which need it, where they are called.
-TWINS = "experiments/torch_twins.py"
+# Who alone may import a package; the benchmark's opponents may be torch's, and import the twins,
+# which need it whole, where they are called.
+TWINS = "experiments/lib/torch_twins.py"
 OWNERS = {
     "orbax": {"diffjax/checkpoints.py"},
     "grain": {"diffjax/data.py"},
     "tensorflow_datasets": {"diffjax/data.py"},
     "tensorflow": set(),
-    "torch": {"experiments/benchmark.py", TWINS},
+    "torch": {"experiments/lib/opponents.py", TWINS},
 }
 
 MAPPED = {"pmap", "shard_map", "NamedSharding", "Mesh", "multihost_utils"}
@@ -149,7 +149,7 @@ def ownership_violations(house):
         top_level = set(imports(path, at_top_level(source)))
         if path != TWINS and "torch" in {name.split(".")[0] for name in top_level}:
             yield f"{path} imports torch at its top level"
-        if "experiments.torch_twins" in top_level:
+        if "experiments.lib.torch_twins" in top_level:
             yield f"{path} imports the twins, and with them torch, at its top level"
         names = set(named(source))
         if path not in MAY_MAP and names & MAPPED:
@@ -197,7 +197,7 @@ GOOD = {
     "diffjax/data.py": "import grain\nimport jax\njax.process_index()",
     "diffjax/checkpoints.py": "import orbax.checkpoint as ocp",
     "experiments/train.py": "from diffjax import data\nimport jax\njax.process_index()",
-    "experiments/benchmark.py": "def main():\n    import torch",
+    "experiments/lib/opponents.py": "def main():\n    import torch",
 }
 
 WRONG = [
@@ -223,9 +223,17 @@ WRONG = [
     ("diffjax/parallel.py", "import tensorflow_datasets as tfds", "imports tensorflow_datasets"),
     ("diffjax/data.py", "def f():\n    import tensorflow as tf", "imports tensorflow; only nobody"),
     ("experiments/train.py", "def f():\n    import torch", "imports torch; only"),
-    ("experiments/benchmark.py", "import torch", "imports torch at its top level"),
-    ("experiments/benchmark.py", "try:\n    import torch\nfinally:\n    pass", "at its top level"),
-    ("experiments/benchmark.py", "from experiments import torch_twins", "imports the twins"),
+    ("experiments/lib/opponents.py", "import torch", "imports torch at its top level"),
+    (
+        "experiments/lib/opponents.py",
+        "try:\n    import torch\nfinally:\n    pass",
+        "at its top level",
+    ),
+    (
+        "experiments/lib/opponents.py",
+        "from experiments.lib import torch_twins",
+        "imports the twins",
+    ),
     ("diffjax/training.py", "import jax\njax.pmap", "names pmap; only parallel.py may"),
     ("experiments/train.py", "from jax import shard_map", "names shard_map"),
     ("diffjax/training.py", "import jax\nf = jax.process_index", "names process_index"),

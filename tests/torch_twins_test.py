@@ -8,7 +8,7 @@ import pytest
 from diffjax.models import dit, unet
 
 torch = pytest.importorskip("torch", reason="PyTorch, which diffjax does not need, is absent")
-from experiments import torch_twins  # noqa: E402
+from experiments.lib import torch_twins  # noqa: E402
 
 SMALL = unet.UNet(channels=2, width=16, multipliers=(1, 2), blocks=1)
 TRANSFORMER = dit.DiT(channels=2, patch=2, width=24, depth=2, heads=3)
