@@ -33,15 +33,15 @@ AND_MAY = {"models": {"flax"}, "metrics": {"dm_pix"}, "priors": {"sklearn"}}
 # What lifts out with a family: base, and for these schedules.
 NEED_SCHEDULES = {"noise", "heat"}
 
-# Who alone may import a package; experiments/benchmark.py may compare with torch, and imports
-# the twins, which need it, where they are called.
+# Who alone may import a package; the benchmark's opponents may be torch's, and import the twins,
+# which need it whole, where they are called.
 TWINS = "experiments/lib/torch_twins.py"
 OWNERS = {
     "orbax": {"diffjax/checkpoints.py"},
     "grain": {"diffjax/data.py"},
     "tensorflow_datasets": {"diffjax/encoded.py"},
     "tensorflow": set(),
-    "torch": {"experiments/benchmark.py", TWINS},
+    "torch": {"experiments/lib/opponents.py", TWINS},
 }
 # What is optional or slow to import: inside functions only.
 INSIDE_FUNCTIONS = {"torch": "experiments/", "sklearn": "diffjax/"}
@@ -333,7 +333,8 @@ GOOD = {
         "from experiments.lib import build\nfrom experiments.configs import default"
     ),
     "experiments/sample.py": "import diffjax\nfrom experiments.lib.build import Run",
-    "experiments/benchmark.py": "def main():\n    import torch",
+    "experiments/benchmark.py": "from experiments.lib import opponents",
+    "experiments/lib/opponents.py": "def main():\n    import torch",
     "experiments/configs/__init__.py": "",
     "experiments/configs/default.py": "from diffjax import schedules",
     "experiments/configs/digits.py": "from experiments.configs import default",
@@ -424,10 +425,18 @@ WRONG = [
     ("diffjax/parallel.py", "import tensorflow_datasets as tfds", "imports tensorflow_datasets"),
     ("diffjax/data.py", "def f():\n    import tensorflow as tf", "imports tensorflow; only nobody"),
     ("experiments/train.py", "def f():\n    import torch", "imports torch; only"),
-    ("experiments/benchmark.py", "import torch", "imports torch at its top level"),
-    ("experiments/benchmark.py", "try:\n    import torch\nfinally:\n    pass", "at its top level"),
+    ("experiments/lib/opponents.py", "import torch", "imports torch at its top level"),
+    (
+        "experiments/lib/opponents.py",
+        "try:\n    import torch\nfinally:\n    pass",
+        "at its top level",
+    ),
     ("diffjax/priors.py", "from sklearn import mixture", "imports sklearn at its top level"),
-    ("experiments/benchmark.py", "from experiments.lib import torch_twins", "imports the twins"),
+    (
+        "experiments/lib/opponents.py",
+        "from experiments.lib import torch_twins",
+        "imports the twins",
+    ),
     ("diffjax/training.py", "import jax\njax.pmap", "names pmap; only parallel.py may"),
     ("experiments/train.py", "from jax import shard_map", "names shard_map"),
     ("diffjax/training.py", "import jax\nf = jax.process_index", "names process_index"),
