@@ -71,9 +71,9 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(rows)
 
 
-def some(source: data.Source) -> np.ndarray:
-    """Up to `judge.COMPARED` images of a source."""
-    count = min(source.size, judge.COMPARED)
+def some(source: data.Source, most: int = judge.COMPARED) -> np.ndarray:
+    """Images of a source, chosen at random, up to so many."""
+    count = min(source.size, most)
     chosen = np.random.default_rng(0).choice(source.size, count, replace=False)
     return source.fetch_fn(np.sort(chosen))["image"]
 
@@ -90,7 +90,9 @@ def evaluate_generated(
         "training images": len(reference),
         "classifier accuracy": None if classifier is None else classifier.accuracy,
     }
-    for name, those in (("generated", images[: judge.COMPARED]), ("held-out", some(held_out))):
+    images = images[: judge.COMPARED]
+    # As many of each, where there are: a distance grows as the images become fewer.
+    for name, those in (("generated", images), ("held-out", some(held_out, len(images)))):
         report[name] = judge.judge_images(those, reference, classifier)
     (folder / "distances.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"distances to {len(reference):,} training images")
