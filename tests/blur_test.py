@@ -4,6 +4,7 @@ Resampling: Pillow (BOX, NEAREST), scipy.ndimage.map_coordinates at order 1, and
 cubic kernel worked out by hand at quarters and halves of a pixel.
 """
 
+import itertools
 import re
 import time
 
@@ -273,3 +274,55 @@ class VariantsTest(chex.TestCase):
         )
         expected = iterated_blur(x0.astype(np.float64), [1.0, 2.0], [5, 5], "mirror")
         np.testing.assert_allclose(degraded, expected, atol=1e-5)
+
+
+# Means of two neighbors, of four, and of all eight, each repeated.
+MEANS = [np.kron(np.eye(8 // n), np.full((n, n), 1 / n)) for n in (1, 2, 4, 8)]
+
+
+def test_steps_between_two_sizes_by_hand():
+    # K = 3, w = 0.2, 0.04, 0: faintest^(1/2), faintest, nothing.
+    x0 = image((8, 8, 2))
+    degradation = blur.downsample(
+        x0.shape, sizes=[4, 2, 1], method="area", between=3, faintest=0.04
+    )
+    assert degradation.steps == 9
+    for size, (last, new) in enumerate(itertools.pairwise(MEANS)):
+        for j, w in enumerate([0.2, 0.04, 0.0], start=1):
+            axis = w * last + (1 - w) * new
+            expected = np.einsum("ih,jw,hwc->ijc", axis, axis, x0)
+            got = degrade(degradation, x0, (3 * size + j) / 9)
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_two_steps_between_two_sizes_by_hand():
+    x0 = image((8, 8, 1))
+    degradation = blur.downsample(x0.shape, steps=1, method="area", between=2, faintest=0.3)
+    axis = 0.3 * np.eye(8) + 0.7 * MEANS[1]
+    expected = np.einsum("ih,jw,hwc->ijc", axis, axis, x0)
+    np.testing.assert_allclose(degrade(degradation, x0, 0.5), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", blur.METHODS)
+def test_steps_between_sizes_end_where_hard_ones_do(method):
+    x0, sizes = image((8, 6, 1)), [(5, 4), (2, 3), (1, 1)]
+    hard = blur.downsample(x0.shape, sizes=sizes, method=method)
+    soft = blur.downsample(x0.shape, sizes=sizes, method=method, between=5, faintest=0.1)
+    assert (hard.steps, soft.steps) == (3, 15)
+    for k in (1, 2, 3):
+        np.testing.assert_array_equal(degrade(soft, x0, 5 * k / 15), degrade(hard, x0, k / 3))
+    one = blur.downsample(x0.shape, sizes=sizes, method=method, between=1)
+    np.testing.assert_array_equal(one.params.rows, hard.params.rows)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"between": 0}, "between must be at least 1; got 0"),
+        ({"between": 3, "faintest": 0.0}, "faintest must lie in (0, 1); got 0.0"),
+        ({"between": 3, "faintest": 1.0}, "faintest must lie in (0, 1); got 1.0"),
+    ],
+)
+def test_steps_between_that_cannot_be_raise(numbers, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        blur.downsample((8, 8, 1), steps=1, **numbers)

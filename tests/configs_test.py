@@ -9,6 +9,8 @@ config files, its noise of 0.01 on [0, 1] twice as large on [-1, 1].
 import functools
 import importlib
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ STEPS = {
     "celeba_snow": (200, 200),
     "celeba_superres": (4, 4),
     "celeba_superres_generation": (6, 6),
+    "cifar10_blur_generation": (100, 100),
     "cifar10_deblur": (50, 50),
     "cifar10_decolor": (20, 20),
     "cifar10_heat": (200, 200),
@@ -48,14 +51,17 @@ STEPS = {
     "digits_noise": (None, 100),  # any severity
     "digits_superres": (2, 2),
     "digits_superres_generation": (40, 40),  # 20 between two sizes
+    "mnist_blur_generation": (50, 50),
     "mnist_deblur": (20, 20),
     "mnist_heat": (100, 100),
+    "mnist_heat_short": (50, 50),
     "mnist_inpaint": (50, 50),
+    "mnist_noise": (None, 100),
     "mnist_superres": (3, 3),
 }
 
 
-def blank_images(name, split, *, directory=None, image_size=None):
+def blank_images(name, split, *, directory=None, image_size=None, limit=None):
     """Two images of the size that the data set would have."""
     height, width, channels = SIZES.get(name, (218, 178, 3))
     if image_size is not None:
@@ -243,3 +249,97 @@ def test_heat(name, shape, levels, sigma_max, delta):
     np.testing.assert_allclose(np.hypot(0.02, config.prior.perturbation), delta, rtol=1e-3)
     assert (config.train.prediction, config.train.loss) == ("previous", "l2")
     assert (config.sample.sampler, config.prior.kind) == ("ihdm", "bank")
+
+
+# --- the numbers of a generation
+
+
+def changed(name, **fields):
+    """A config with other values, "train.perturbation" written train_perturbation."""
+    config = module(name).get_config()
+    config.update_from_flattened_dict(
+        {field.replace("_", ".", 1): value for field, value in fields.items()}
+    )
+    return resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        (
+            *("digits_deblur", {"prior_perturbation": 0.002}),
+            "config.prior.perturbation = 0.002, train.perturbation = 0, "
+            "model.precondition_floor = 0.001: R never sees such noise; set train.perturbation",
+        ),
+        (
+            *("digits_deblur", {"prior_perturbation": 0.04, "train_perturbation": 0.02}),
+            "config.prior.perturbation = 0.04, train.perturbation = 0.02, "
+            "model.precondition_floor = 0.001: the first exceeds 1.5 times",
+        ),
+        (
+            *("digits_noise", {"train_prediction": "noise", "train_perturbation": 0.02}),
+            "config.train.perturbation = 0.02 is for train.prediction x0; got 'noise'",
+        ),
+    ],
+    ids=["p without q", "p above 1.5", "noise predicted"],
+)
+def test_numbers_that_contradict_each_other_are_told_so(name, fields, said):
+    with pytest.raises(build.UsageError) as error:
+        build.build(changed(name, **fields), "train")
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def test_the_start_and_the_floor_follow_the_perturbation():
+    config = changed("digits_deblur", train_perturbation=0.003, model_precondition_floor=0.004)
+    np.testing.assert_allclose(build.start_perturbation(config), 0.0033)
+    np.testing.assert_allclose(build.total_floor(config), 0.005)  # 3, 4, 5
+    config = changed("digits_deblur", train_perturbation=0.02, prior_perturbation=0.03)
+    assert build.start_perturbation(config) == 0.03
+    experiment, _ = build.build(config, "train")  # 1.5 times is allowed
+    assert (experiment.objective.perturbation, experiment.objective.basis) == (0.02, "pixels")
+    assert build.start_perturbation(changed("digits_deblur")) == 0
+
+
+def test_a_config_that_generates_is_foretold_in_one_line():
+    experiment, source = build.build(changed("digits_blur_generation"), "train")
+    line = build.foretell(experiment, source)
+    assert line.startswith("can generate: the Wiener restorer alone makes ")
+    assert "\n" not in line
+    q = experiment.config.train.perturbation
+    floor = np.hypot(experiment.config.model.precondition_floor, q)
+    np.testing.assert_allclose(build.fit_wiener(experiment, source).floor, floor, rtol=1e-6)
+    assert build.foretell(*build.build(changed("digits_deblur"), "train")) is None
+
+
+# Without a training: a run is what its config builds. In a process of its own, for its flags.
+SAMPLE = """
+import types
+from absl import flags
+from experiments import sample
+from experiments.configs import digits_blur_generation, digits_deblur
+from experiments.lib import build
+from experiments.lib.config import resolve
+
+flags.FLAGS(["sample", "--workdir=none", "--num=1"])
+sample.generate = lambda run, output, num, chosen: print(chosen["perturbation"])
+for config in (digits_deblur, digits_blur_generation):
+    experiment, _ = build.build(resolve(config.get_config()), "test")
+    state = types.SimpleNamespace(step=0)
+    run = types.SimpleNamespace(experiment=experiment, prior=(), state=state)
+    sample.runs.load_run = lambda workdir, run=run: run
+    sample.main()
+"""
+
+
+def test_a_run_that_was_trained_to_restore_says_so_when_it_generates():
+    root = FOLDER.parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-c", SAMPLE], cwd=root, text=True, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    said, without, perturbation = ended.stdout.splitlines()
+    assert said.startswith("this run was trained to restore, not to generate: ")
+    assert "--config.train.perturbation above 0" in said
+    assert float(without) == 0
+    np.testing.assert_allclose(float(perturbation), 1.1 * 0.02)

@@ -76,6 +76,7 @@ CASES = [
     case(downsample, (9, 7, 3), sizes=[(6, 5), (2, 2)], method="bilinear"),
     case(downsample, (8, 8, 1), sizes=[(7, 5), (3, 3), 1], method="bilinear"),
     case(downsample, (8, 8, 1), steps=3, method="area"),
+    case(downsample, (9, 7, 3), sizes=[(6, 5), (2, 2)], method="area", between=3),
     case(decolor, (9, 7, 3), steps=4),
     case(decolor, (9, 7, 3), steps=4, schedule="constant", gray_at_end=True),
     case(decolor, (8, 8, 1), steps=4, schedule="constant", gray_at_end=True),

@@ -27,7 +27,7 @@ def called(tmp_path, monkeypatch):
     """Every call of a script, which leaves what it would: constant pictures, round numbers."""
     calls = []
 
-    def run(script, **arguments):
+    def run(script, arguments):
         calls.append((script, arguments))
         workdir = pathlib.Path(arguments["workdir"])
         workdir.mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,14 @@ def called(tmp_path, monkeypatch):
             np.savez(folder / "batch_00000000.npz", image=np.zeros((20, 8, 8, 1), np.uint8))
             (folder / "settings.json").write_text('{"step": 5}')
         elif script == "evaluate" and "generated" in arguments:
-            distance = {"frechet": len(calls) / 8, "kernel": 0.25}
-            found = {"generated": distance, "held-out": {"frechet": 0.125, "kernel": 0.5}}
+            distances = {"frechet": len(calls) / 8, "kernel": 0.25}
+            one = {
+                "pixels": distances,
+                "classifier": distances,
+                "sure": 0.5,
+                "nearest": {"median": 2.0, "least": 1.0},
+            }
+            found = {"generated": one, "held-out": one}
             (arguments["generated"] / "distances.json").write_text(json.dumps(found))
         elif script == "evaluate":
             scores = [{"rmse": k / 8, "psnr": 9.0, "ssim": 1 - k / 8} for k in range(4)]
@@ -75,17 +81,26 @@ def test_restoration_tabulates_every_config(called, tmp_path, capsys):
 
 
 def test_generation_tabulates_every_way(called, tmp_path, capsys):
-    with flagsaver.flagsaver(study="generation", num=20):
+    with flagsaver.flagsaver(study="generation", num=20, seeds=2):
         report.main()
+    ways = report.WAYS["digits"]
     sampled = [arguments for script, arguments in called if script == "sample"]
-    assert len({arguments["output"] for arguments in sampled}) == len(report.WAYS)
+    runs = sum(min(2, way.seeds or 2) for way in ways.values())
+    assert len({arguments["output"] for arguments in sampled}) == len(sampled) == runs
     assert {arguments["num"] for arguments in sampled} == {20}
-    assert [arguments.get("perturbation") for arguments in sampled].count(0) == 2
-    assert [arguments.get("sampler") for arguments in sampled].count("naive") == 1
+    assert {arguments["seed"] for arguments in sampled} == {0, 1}
+    # A workdir a config, its changes and its seed, trained once.
+    trained = [arguments["workdir"].name for script, arguments in called if script == "train"]
+    assert len(set(trained)) == len(trained)
+    assert "digits_blur_generation_1" in trained
+    assert "digits_blur_generation_T20_0" in trained
+    assert "digits_blur_generation_l2_pixels_1" in trained
     lines = capsys.readouterr().out.splitlines()
-    # Three scripts a way; the first way's distance is written by the third of them.
-    assert f"| {next(iter(report.WAYS))} | 0.375 | 0.2500 |" in lines
-    assert lines[-1] == "| held-out images | 0.125 | 0.5000 |"
+    # Three commands a seed; the first way's distances are written by the third and the sixth:
+    # 3/8 and 6/8, of mean 0.5625 and standard deviation 0.375 / sqrt(2).
+    first = next(iter(ways))
+    assert f"| {first} | 0.562 ± 0.265 | 0.2500 | 0.6 | 50% | 2.00 |" in lines
+    assert lines[-1] == "| held-out images | 0.375 | 0.2500 | 0.4 | 50% | 2.00 |"
     for picture in ("it.png", "it_blur.png"):
         assert width(tmp_path / "out" / picture) > 100
 
@@ -99,6 +114,6 @@ def test_it_ends_as_the_script_that_fails(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", failing)
     with pytest.raises(SystemExit) as ended:
-        report.run("train", config="one.py", images=None)
+        report.run("train", {"config": "one.py", "images": None})
     assert ended.value.code == 130
     assert seen == [["-m", "experiments.train", "--config=one.py"]]

@@ -370,3 +370,24 @@ def test_a_start_is_its_keys():
         np.testing.assert_array_equal(first[1], again[1])
         assert not np.array_equal(first[1], other[1])
     assert draw(BLUR, jax.random.key(0), jnp.zeros(SHAPE)) is None
+
+
+@pytest.mark.parametrize("perturbation", [0.0, 0.3])
+def test_every_cold_start_is_perturbed(perturbation):
+    # x_T is a color that D draws, gray, or an image of the bank: the same key, with and without.
+    drawn = fade(SHAPE, stds=(2.0,), color="drawn", reverse=True)
+    gray = fade(SHAPE, stds=(2.0,), color=0.25, reverse=True)
+    bank = priors.BankPrior(jnp.asarray(images(3)))
+    for degradation, prior in ((drawn, None), (gray, None), (BLUR, bank)):
+        plain, omega = starts(prior, 0.0, degradation)
+        xT, same = starts(prior, perturbation, degradation)
+        jax.tree.map(np.testing.assert_array_equal, same, omega)
+        noise = np.asarray(xT, np.float64) - plain
+        count = noise.size
+        assert abs(noise.mean()) <= 5 * perturbation / np.sqrt(count)
+        # White noise's std within five of its own deviations, in every pixel and in each image.
+        np.testing.assert_allclose(
+            noise.std(), perturbation, rtol=5 / np.sqrt(2 * count), atol=1e-7
+        )
+        assert np.abs(noise.mean(axis=0)).max() <= 5 * perturbation / np.sqrt(len(noise))
+        assert np.abs(noise.mean(axis=(1, 2, 3))).max() <= 6 * perturbation / np.sqrt(SIZE)

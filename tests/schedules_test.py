@@ -10,6 +10,8 @@ import pytest
 from scipy import special
 
 from diffjax import schedules
+from diffjax.degradations.base import degrade
+from diffjax.degradations.blur import gaussian_blur
 
 CIRCLE = ("linear", "cosine", "sigmoid", "shifted_cosine", "tabulated")
 
@@ -235,3 +237,38 @@ def test_betas_that_are_none_raise(betas):
 def test_table_of_another_shape_raises(shape):
     with pytest.raises(ValueError, match="table must be"):
         schedules.tabulated(jnp.float32(0.5), table=jnp.ones(shape))
+
+
+@pytest.mark.parametrize("steps", [2, 50, 300])
+def test_blur_increments_add_up_to_log_spaced_totals(steps):
+    increments = schedules.blur_increments(steps, first=0.3, last=12.0)
+    assert (increments.shape, increments.dtype) == ((steps,), np.float64)
+    # Stds of blurs one after another add in squares; and equal ratios of 40^(1 / (T - 1)).
+    total = np.sqrt(np.cumsum(increments**2))
+    np.testing.assert_allclose(total[[0, -1]], [0.3, 12], rtol=1e-12)
+    np.testing.assert_allclose(total[1:] / total[:-1], 40 ** (1 / (steps - 1)), rtol=1e-10)
+
+
+def test_a_blur_of_such_increments_has_the_total_std():
+    # The second moment of an impulse's response, along rows: kernels of a pixel and more, as
+    # sampled ones of less blur less than their std says.
+    size, steps = 121, 5
+    increments = schedules.blur_increments(steps, first=1.0, last=6.0)
+    degradation = gaussian_blur((size, 1, 1), stds=increments, kernel_size=61)
+    impulse = np.zeros((size, 1, 1), np.float32)
+    impulse[size // 2] = 1
+    offsets = np.arange(size) - size // 2
+    for k, expected in enumerate(np.geomspace(1, 6, steps), start=1):
+        response = np.asarray(degrade(degradation, impulse, k / steps), np.float64)[:, 0, 0]
+        np.testing.assert_allclose(response.sum(), 1, rtol=1e-5)
+        np.testing.assert_allclose(np.sqrt(response @ offsets**2), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "first", "last"),
+    [(1, 0.3, 12), (0, 0.3, 12), (5, 0, 12), (5, -1, 12), (5, 12, 12), (5, 13, 12), (5, 1, np.inf)],
+)
+def test_increments_that_cannot_be_raise(steps, first, last):
+    message = f"want steps >= 2 and 0 < first < last; got {steps}, {first}, {last}"
+    with pytest.raises(ValueError, match=message):
+        schedules.blur_increments(steps, first=first, last=last)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import fft, stats
 
-from diffjax import data, losses, training
-from diffjax.degradations.base import Degradation, draw_noise
+from diffjax import data, losses, parallel, training
+from diffjax.degradations.base import Degradation, degrade, draw, draw_noise
 from diffjax.degradations.blur import gaussian_blur
 from diffjax.restorers import Objective, Problem
 
@@ -299,3 +300,130 @@ def test_two_constructions_of_a_degradation_share_one_trace():
         blur = gaussian_blur((2, 3, 1), stds=stds, kernel_size=3)
         state, _ = step(state, as_batch(images(2)), KEY, blur)
     assert len(traces) == 1
+
+
+# --- noise on x_t
+
+
+def seen(perturbation, key, x0, t=0.5):
+    """The loss of one noisy example, and what the network was shown: x_t, t, label."""
+    shown = []
+
+    def network_fn(params, xt, t, label):
+        shown.append((np.asarray(xt, np.float64), float(t), int(label)))
+        return linear(params, xt, t)
+
+    objective = Objective(
+        network_fn, loss_fn=losses.l1, num_classes=3, label_dropout=0.5, perturbation=perturbation
+    )
+    example = {"image": x0, "label": jnp.int32(1)}
+    told = (PARAMS, key, example, Problem(NOISE), jnp.float32(t), jnp.float32(2))
+    return training.example_loss(objective, *told), *shown[0]
+
+
+def test_a_perturbation_is_white_noise_on_xt_and_nothing_else():
+    q, x0, labels, noises = 0.1, jnp.zeros((48, 48, 1)), [], []
+    for seed in range(4):
+        key = jax.random.key(seed)
+        _, plain, t, label = seen(0.0, key, x0)
+        loss, perturbed, *same = seen(q, key, x0)
+        assert same == [t, label]
+        assert (loss.t, loss.density) == (0.5, 2)
+        # x_t = 0 + omega / 2: with another omega this would have a std of 7.
+        noise, omega = (perturbed - plain).ravel() / q, 2 * plain.ravel()
+        assert stats.kstest(noise, stats.norm.cdf).pvalue > 1e-3
+        assert abs(noise.mean()) < 5 / 48
+        assert abs(noise.std() - 1) < 5 / np.sqrt(2) / 48
+        # White, and neither omega nor made of it: correlations are 0 within five deviations.
+        field = noise.reshape(48, 48)
+        for other in (omega, np.roll(field, 1, 0).ravel(), np.roll(field, 1, 1).ravel()):
+            assert abs(np.corrcoef(noise, other)[0, 1]) < 5 / 48
+        labels.append(label)
+        noises.append(noise)
+    # Each example's own; both a label and none (3) were shown.
+    correlation = np.corrcoef(noises) - np.eye(4)
+    assert np.max(np.abs(correlation)) < 5 / 48
+    assert set(labels) == {1, 3}
+
+
+def test_without_a_perturbation_the_loss_is_of_d_alone():
+    x0 = jnp.asarray(images(1)[0])
+    loss, xt, _, label = seen(0.0, KEY, x0)
+    key_omega, key_label = jax.random.split(KEY)
+    omega = draw(NOISE, key_omega, x0)
+    expected = degrade(NOISE, x0, jnp.float32(0.5), omega)
+    np.testing.assert_array_equal(xt, expected)
+    assert label == (3 if jax.random.bernoulli(key_label, 0.5) else 1)
+    output = linear(PARAMS, expected, jnp.float32(0.5))
+    assert loss.loss == jnp.mean(losses.l1(output, x0))
+    # And so is a step: bit for bit that of an objective that was never told of it.
+    optimizer = optax.adam(0.1)
+    state = training.create_state(PARAMS, optimizer)
+    told = functools.partial(
+        training.train_step,
+        objective=Objective(linear, loss_fn=losses.l2, perturbation=0.0, basis="pixels"),
+        optimizer=optimizer,
+        ema_decay=0.9,
+    )
+    batch = as_batch(images(4))
+    chex.assert_trees_all_equal(
+        jax.jit(told)(state, batch, KEY, Problem(NOISE)),
+        step_with(optimizer)(state, batch, KEY, NOISE),
+    )
+
+
+def test_the_perturbation_is_of_the_position_on_any_number_of_devices():
+    # D draws nothing and t is 1: all that is random is the perturbation.
+    optimizer, x0 = optax.sgd(0.1), images(4)
+    step = functools.partial(
+        training.train_step,
+        objective=Objective(linear, loss_fn=losses.l2, levels=1, perturbation=0.5),
+        optimizer=optimizer,
+        ema_decay=0.9,
+    )
+    state, on_one = training.create_state(PARAMS, optimizer), jax.jit(step)
+
+    def loss(position, order=(0, 1, 2, 3)):
+        batch = as_batch(x0[list(order)], position)
+        return on_one(state, batch, KEY, Problem(FADE))[1]["loss"]
+
+    first = loss([0, 1, 2, 3])
+    np.testing.assert_allclose(loss([2, 0, 3, 1], order=(2, 0, 3, 1)), first, rtol=1e-6)
+    assert abs(loss([2, 0, 3, 1]) - first) > 1e-3
+    on_two = parallel.pmap_step(step)
+    _, metrics = on_two(
+        *(parallel.replicate(state), parallel.shard(as_batch(x0)), KEY),
+        parallel.replicate(Problem(FADE)),
+    )
+    np.testing.assert_allclose(metrics["loss"], first, rtol=1e-6)
+
+
+# --- the basis of the loss
+
+
+@pytest.mark.parametrize("name", ["l1", "l2"])
+def test_the_loss_of_the_coefficients_is_scipys(name):
+    x0 = np.random.default_rng(1).uniform(-1, 1, (6, 5, 2)).astype(np.float32)
+    output = np.random.default_rng(2).uniform(-1, 1, x0.shape).astype(np.float32)
+
+    def loss(basis):
+        objective = Objective(
+            lambda params, xt, t, label: params, loss_fn=losses.LOSSES[name], basis=basis
+        )
+        told = ({"image": jnp.asarray(x0)}, Problem(FADE), jnp.float32(1), jnp.float32(1))
+        return training.example_loss(objective, jnp.asarray(output), KEY, *told)
+
+    found, in_pixels = loss("dct"), loss("pixels")
+    output_dct, x0_dct = (
+        fft.dctn(x.astype(np.float64), type=2, norm="ortho", axes=(0, 1)) for x in (output, x0)
+    )
+    expected = np.mean(np.abs(output_dct - x0_dct) ** {"l1": 1, "l2": 2}[name])
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
+    assert found.weighted == found.loss
+    if name == "l2":  # the DCT is a rotation
+        np.testing.assert_allclose(found.loss, in_pixels.loss, rtol=1e-5)
+    else:
+        assert abs(found.loss / in_pixels.loss - 1) > 1e-3
+    # The curves of the run stay in pixels.
+    for field in ("error", "target", "target_square"):
+        assert getattr(found, field) == getattr(in_pixels, field)
