@@ -51,7 +51,7 @@ import numpy as np
 from diffjax import losses, predictions
 from diffjax.auditing import loss_trial, oracle, severities
 from diffjax.auditing.loss_trial import ERROR, Trial, unweighted
-from diffjax.degradations.base import Degradation, require
+from diffjax.degradations.base import Degradation, has_coefficients, require
 from diffjax.degradations.laws import LawError
 
 Array = jax.Array
@@ -155,10 +155,10 @@ def _keys(trial: Trial) -> Iterator[Finding]:
         same = float(np.array_equal(first.told_B, second.told_B))
         cause = "t does not depend on the key: a fixed key, or numpy's random numbers"
         yield Finding("the same t at two keys", same, 0, cause)
-    omegas = _omegas(trial, 0), _omegas(trial, 1)
-    if omegas[0] is not None:
-        count = min(map(len, omegas))
-        alike = float(np.median(np.abs(np.sum(omegas[0][:count] * omegas[1][:count], 1))))
+    omega, other = _omegas(trial, 0), _omegas(trial, 1)
+    if omega is not None and other is not None:
+        count = min(len(omega), len(other))
+        alike = float(np.median(np.abs(np.sum(omega[:count] * other[:count], 1))))
         cause = "the noise does not depend on the key: a fixed key, or numpy's random numbers"
         yield Finding("correlation of the noise at two keys", alike, 0.9, cause)
 
@@ -171,7 +171,7 @@ def _target_cause(trial: Trial) -> str:
         for sign, name in ((1.0, kind), (-1.0, f"minus {kind}"))
     }
     own = found.pop(trial.prediction)
-    wanted = min(found, key=found.get)
+    wanted = min(found, key=found.__getitem__)
     if found[wanted] < min(1e-3, own):
         return f"the loss wants {wanted}, not {trial.prediction}"
     if trial.scale.levels is not None and trial.scale.name != "sigma":
@@ -181,7 +181,7 @@ def _target_cause(trial: Trial) -> str:
                 return f"off by one: the target is of one step {where} than the told t"
             if trial.relative(solve_shift=shift, target_shift=shift) < 0.1 * own:
                 return f"off by one: x_t is one step {where} than the told t"
-    if oracle.mixes(trial.degradation) and own > 1:
+    if has_coefficients(trial.degradation) and own > 1:
         return "the noise in the target is not that in x_t: drawn twice"
     return "the target is made at another t, by another schedule, or of another example"
 
@@ -279,19 +279,15 @@ def _weight_law(trial: Trial) -> Iterator[Finding]:
         empty = np.sum(inside) >= 8 and not np.any(found[inside]) and due
         what = f"every weight is 0 for severities from {k / BINS:g} to {(k + 1) / BINS:g}"
         yield Finding(what, float(empty), 0, "the weighting leaves out a range of severities")
-    cause = functools.partial(loss_trial.weight_cause, trial)
     if declared is None:
-        yield Finding(
-            "one weight for a whole batch",
-            float(loss_trial.mixed(trial.weights)),
-            0,
-            loss_trial.MIXED,
-        )
+        alike = float(loss_trial.mixed(trial.weights))
+        yield Finding("one weight for a whole batch", alike, 0, loss_trial.MIXED)
     elif trial.unreduced_fn is not None:
         with np.errstate(all="ignore"):
             error = np.abs(found / declared - 1)
         error = np.where((found == 0) & (declared == 0), 0, error)
-        yield Finding("weights against weight_fn", float(np.nanmax(error)), 0.02, cause)
+        why = functools.partial(loss_trial.weight_cause, trial)
+        yield Finding("weights against weight_fn", float(np.nanmax(error)), 0.02, why)
 
 
 def _gradient(trial: Trial) -> Iterator[Finding]:
@@ -386,7 +382,7 @@ def _scale(t_scale: str | range, levels: int | None, degradation: Degradation) -
         t_scale in ("unit", "sigma"), f"t_scale must be 'unit', 'sigma' or a range; got {t_scale!r}"
     )
     require(
-        t_scale == "unit" or oracle.mixes(degradation),
+        t_scale == "unit" or has_coefficients(degradation),
         "t_scale='sigma' needs a D of the form alpha x0 + sigma omega",
     )
     return oracle.Scale(t_scale, 0, levels)
@@ -466,13 +462,14 @@ def check_loss(
         + ("levels" if prediction == "previous" else "a D of the form alpha x0 + sigma omega"),
     )
     partial = jax.tree_util.Partial
+    height, width, channels = (int(n) for n in shape)
     trial = Trial(
         loss_fn=loss_fn if isinstance(loss_fn, partial) else partial(loss_fn),
         degradation=degradation,
         key=key,
-        shape=tuple(int(n) for n in shape),
+        shape=(height, width, channels),
         prediction=prediction,
-        unreduced_fn=LOSSES.get(loss, loss) if isinstance(loss, str) else loss,
+        unreduced_fn=LOSSES[loss] if isinstance(loss, str) else loss,
         weight_fn=weight_fn,
         scale=scale,
         dtype=dtype,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from diffjax.auditing import oracle, severities
 from diffjax.degradations.base import Degradation
@@ -147,8 +148,9 @@ class Trial:
         value, slope = _unreduced(self.unreduced_fn, np.float32(error))
         return float(value), float(slope)
 
-    def declared(self, told: np.ndarray) -> np.ndarray:
+    def declared(self, told: ArrayLike) -> np.ndarray:
         """The declared weight at each told t, float64."""
+        assert self.weight_fn is not None, "of an undeclared weight nothing is known"
         return np.asarray(jax.vmap(self.weight_fn)(jnp.asarray(told, jnp.float32)), np.float64)
 
     @functools.cached_property
@@ -160,7 +162,7 @@ class Trial:
         return [weights_of(one, slope) for one in self.keyed]
 
 
-def ratio_of(part: float, whole: float) -> float:
+def ratio_of(part: Array | float, whole: Array | float) -> float:
     """|part / whole|; 0 for 0 / 0, inf where it is no number."""
     if part == 0:
         return 0.0

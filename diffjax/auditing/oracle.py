@@ -15,11 +15,12 @@ Depends on: jax, chex, diffjax.degradations, diffjax.predictions.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from diffjax import predictions, schedules
 from diffjax.degradations.base import (
@@ -53,11 +54,11 @@ class Scale(NamedTuple):
 class Question(NamedTuple):
     """What the oracle answers: sign * target + error, each example its own error."""
 
-    kind: Array  # index into `answers`
-    sign: Array  # scalar
-    error_BHWC: Array
-    solve_shift: Array  # omega is solved at the told t plus this, in its own units
-    target_shift: Array  # and the target made at the told t plus this
+    kind: ArrayLike  # index into `answers`
+    sign: ArrayLike  # scalar
+    error_BHWC: ArrayLike
+    solve_shift: ArrayLike  # omega is solved at the told t plus this, in its own units
+    target_shift: ArrayLike  # and the target made at the told t plus this
 
 
 class Observation(NamedTuple):
@@ -74,45 +75,39 @@ class Observation(NamedTuple):
     dtypes: tuple[Array, Array]  # empty arrays, of the dtypes of x_t and of the loss
 
 
-def mixes(degradation: Degradation) -> bool:
-    """Whether x_t = alpha x0 + sigma omega; nothing is computed."""
-    return has_coefficients(degradation)
-
-
 def severity(degradation: Degradation, scale: Scale, told: Array) -> Array:
     """The t in [0, 1] that a told t stands for: k / T, or where sigma / alpha is as told."""
     if scale.name == "unit":
         return told
     if scale.name == "steps":
+        assert scale.levels is not None, "steps are counted"
         return (told - scale.first + 1) / scale.levels
-
     return schedules.invert(lambda t: coefficients(degradation, t), told)
 
 
-def told(degradation: Degradation, scale: Scale, t: Array) -> Array:
+def told(degradation: Degradation, scale: Scale, t: Array | float) -> Array | float:
     """What a network is told at severity t: the inverse of `severity`."""
     if scale.name == "unit":
         return t
     if scale.name == "steps":
+        assert scale.levels is not None, "steps are counted"
         return t * scale.levels + scale.first - 1
     alpha, sigma = coefficients(degradation, t)
     return sigma / jnp.maximum(alpha, predictions.FLOOR)
 
 
-def scaled(degradation: Degradation, scale: Scale, label: Array) -> tuple[Array, Array] | None:
-    """(alpha, sigma) where the network is told `label`; None where D has none.
+def scaled(degradation: Degradation, scale: Scale, label: Array) -> tuple[Array, Array]:
+    """(alpha, sigma) where the network is told `label`, of a D that has them.
 
     On the scale "sigma" it is the told sigma that counts, even outside the schedule.
     """
-    if not has_coefficients(degradation):
-        return None
     alpha, sigma = coefficients(degradation, severity(degradation, scale, label))
     return (alpha, label * alpha) if scale.name == "sigma" else (alpha, sigma)
 
 
 def answers(degradation: Degradation, scale: Scale) -> list[str]:
     """What the oracle can answer, in the order that Question.kind counts."""
-    if not mixes(degradation):
+    if not has_coefficients(degradation):
         kinds = ["x0", "previous", "x_t", "x_t - x0"]
     else:
         kinds = [*predictions.DIRECTIONS, "x_t", "sigma omega"]
@@ -128,7 +123,7 @@ def _directions(degradation, scale, label):
         s = jnp.maximum(severity(degradation, scale, label) - 1 / scale.levels, 0)
         extras = dict(zip(("alpha_s", "sigma_s"), coefficients(degradation, s), strict=True))
     zero, one = jnp.zeros(()), jnp.ones(())
-    found = {"x_t": (alpha, sigma), "sigma omega": (zero, sigma)}
+    found: dict[str, Sequence[Array]] = {"x_t": (alpha, sigma), "sigma omega": (zero, sigma)}
     for kind in answers(degradation, scale)[:-2]:
         found[kind] = [
             predictions.target(kind, *unit, alpha, sigma, **extras)
@@ -141,7 +136,7 @@ def _directions(degradation, scale, label):
 def _solve(degradation, scale, question, x0, xt, label):
     """The answer of a kind, and its absolute rounding."""
     kind, solved = question.kind, label + question.solve_shift
-    if mixes(degradation):
+    if has_coefficients(degradation):
         alpha, sigma, *_ = _directions(degradation, scale, solved)
         _, _, b, e = _directions(degradation, scale, label + question.target_shift)
         omega = (xt - alpha * x0) / sigma

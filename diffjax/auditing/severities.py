@@ -18,9 +18,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from diffjax.auditing import oracle
-from diffjax.degradations.base import Degradation, degrade, draw
+from diffjax.degradations.base import Degradation, degrade, draw, has_coefficients
 
 Array = jax.Array
 
@@ -43,12 +44,12 @@ class Records(NamedTuple):
 
 @functools.partial(jax.jit, compiler_options=oracle.QUICK)
 def _draws(degradation, x0):
-    """Eight realisations."""
+    """Eight realizations."""
     keys = jax.random.split(jax.random.key(7), 8)
     return jax.vmap(lambda key: draw(degradation, key, x0))(keys)
 
 
-def nature(degradation: Degradation, x0: Array) -> str:
+def nature(degradation: Degradation, x0: np.ndarray) -> str:
     """How x_t can be read: "noise" (m + s omega, omega white), "fixed" (no omega), "drawn"."""
     leaves = jax.tree.leaves(_draws(degradation, x0))
     if not leaves:
@@ -72,7 +73,7 @@ def _expected(degradation, x0, told_n, *, scale, nature):
     """(m(t), s(t)) at each told t; where D is alpha, sigma, those two in their place."""
 
     def one(label):
-        if oracle.mixes(degradation):
+        if has_coefficients(degradation):
             return oracle.scaled(degradation, scale, label)
         t = oracle.severity(degradation, scale, label)
         if nature == "fixed":
@@ -101,7 +102,7 @@ def _flat(images):
     return np.asarray(images, np.float64).reshape(len(images), -1)
 
 
-def expected(records: Records, told_n: np.ndarray, powers=(1, 1)) -> tuple[np.ndarray, np.ndarray]:
+def expected(records: Records, told_n: ArrayLike, powers=(1, 1)) -> tuple[np.ndarray, np.ndarray]:
     """m [n, HWC] and s [n] at each told t, float64; powers: those of alpha and of sigma."""
     clean, std = _expected(
         records.degradation,
@@ -194,7 +195,8 @@ def _read(records):
     grid = np.arange(1, count + 1, dtype=np.float32) / count
     to_label = jax.vmap(functools.partial(oracle.told, records.degradation, records.scale))
     to_t = jax.vmap(functools.partial(oracle.severity, records.degradation, records.scale))
-    labels = np.minimum(to_label(grid), 1e9)  # sigma / alpha diverges where alpha vanishes
+    # sigma / alpha diverges where alpha vanishes.
+    labels = np.minimum(to_label(jnp.asarray(grid)), 1e9)
     read = grid[np.argmin(_costs(records, labels), 1)]
     told = np.asarray(to_t(jnp.asarray(records.told_n[: records.batch_size], jnp.float32)))
     return told, read
@@ -265,7 +267,7 @@ def cause(records: Records) -> str:
         return f"every x_t has the severity {np.median(read):.2f}, whatever t is drawn"
     if _shuffled(records, told, read):
         return "each example is told the t of another one of the batch: a wrong order or axis"
-    if oracle.mixes(records.degradation):
+    if has_coefficients(records.degradation):
         for powers, text in ROOTS.items():
             if misfit(records, powers=powers) <= 1:
                 return text
