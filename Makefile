@@ -36,10 +36,10 @@ endef
 define run_suite
 @$(BIN)/python -c 'import platform, importlib.metadata as m; print("Python", \
 	platform.python_version(), *(f"{n} {m.version(n)}" for n in ("jax", "flax", "numpy")))'
-$(BIN)/python -m pytest -n 2 -m "not soak"
+$(BIN)/python -m pytest -n 2 -m "not soak and not pods"
 endef
 
-.PHONY: help demo test test-newest suite soak prepare clean environment
+.PHONY: help demo test test-newest suite soak pods prepare clean environment
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,9 @@ suite: environment
 
 soak: environment ## the audit's planted bugs over five seeds, in a quarter of an hour
 	timeout 15m $(BIN)/python -m pytest -n 2 -m soak
+
+pods: environment ## two hosts that train, stop and die, as processes over loopback, in minutes
+	timeout 15m $(BIN)/python -m pytest -m pods
 
 # TFDS builds a data set with TensorFlow, once, in an environment of its own; diffjax
 # reads the result without it.

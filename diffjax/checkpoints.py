@@ -20,9 +20,13 @@ def open_manager(directory: str | os.PathLike, *, keep: int | None = None) -> oc
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Starts writing an unreplicated state; every process of a pod must call it."""
+    """Starts writing an unreplicated state; every host of a pod must call it, with the same state.
+
+    What is written is the first host's copy.
+    """
     if manager.latest_step() != step:
-        manager.save(step, args=ocp.args.StandardSave(state))
+        # As numpy: of a pod's hosts orbax refuses arrays that lie on one host's devices.
+        manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
 
 
 def load(manager: ocp.CheckpointManager, template: Any = None, step: int | None = None) -> Any:

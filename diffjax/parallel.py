@@ -1,15 +1,25 @@
-"""Many devices: the only file that names pmap and hosts.
+"""Many devices: the only file that names pmap, shard_map and hosts.
 
-`train_step` is wrapped, never changed. Replicated trees carry one leading
-device axis; what leaves this file for a checkpoint or a metric carries none.
+`train_step` is wrapped, never changed. MODES says how:
+
+    none    one device, whatever there is
+    pmap    all devices; replicated trees carry one leading device axis
+    jit     all devices, by `jax.shard_map` over a mesh; no such axis
+
+What leaves this file for a checkpoint or a metric carries no device axis.
+
+Depends on: jax, numpy.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
 
@@ -42,6 +52,12 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)
 
 
+def check_mode(mode: str) -> None:
+    """Raises ValueError if a mode of MODES cannot serve so many hosts."""
+    if mode == "none" and jax.process_count() > 1:
+        raise ValueError(f"parallel 'none' is for one host, not {jax.process_count()}: use pmap")
+
+
 def check_batch_size(batch_size: int) -> None:
     """Raises ValueError unless the global batch divides among all devices of all hosts."""
     if batch_size <= 0 or batch_size % jax.device_count():
@@ -57,6 +73,94 @@ def shard(batch: Any) -> Any:
     return jax.tree.map(lambda leaf: np.reshape(leaf, (count, -1, *leaf.shape[1:])), batch)
 
 
+class Mode(NamedTuple):
+    """How a training step is spread over devices.
+
+    Attributes:
+      step: step_fn(state, batch, key, problem, axis_name=...) -> (state, metrics) as it is
+        called, with a donated state; the metrics are the same on all devices.
+      replicate: a tree of the host's, for the state and the problem.
+      shard: this host's share of the global batch.
+      unreplicate: what `replicate` gave, as numpy arrays.
+    """
+
+    step: Callable[[Callable], Callable]
+    replicate: Callable[[Any], Any]
+    shard: Callable[[Any], Any]
+    unreplicate: Callable[[Any], Any]
+
+
+def _single_step(step_fn: Callable) -> Callable:
+    return jax.jit(step_fn, donate_argnums=0)
+
+
+def _copied(tree: Any) -> Any:
+    """A copy on one device: a donated state must not be the caller's."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def _mesh() -> Mesh:
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _sharding(spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(_mesh(), spec)
+
+
+def shard_map_step(step_fn: Callable) -> Callable:
+    """As `pmap_step`, by `jax.jit(jax.shard_map(...))`."""
+    everywhere = PartitionSpec()
+
+    def with_key(state, batch, key_data, problem):
+        key = jax.random.wrap_key_data(key_data)
+        return step_fn(state, batch, key, problem, axis_name=AXIS)
+
+    mapped = jax.shard_map(
+        with_key,
+        mesh=_mesh(),
+        in_specs=(everywhere, PartitionSpec(AXIS), everywhere, everywhere),
+        out_specs=(everywhere, everywhere),
+        # With the check, differentiating sums the gradients over the devices by itself, and
+        # the step's own mean would then leave them too large by their number.
+        check_vma=False,
+    )
+    compiled = jax.jit(mapped, donate_argnums=0)
+
+    @functools.wraps(step_fn)
+    def step(state, batch, key, problem):
+        with jax.ensure_compile_time_eval():  # a key of one host's device would not do on several
+            key_data = _on_mesh(jax.random.key_data(key))
+        return compiled(state, batch, key_data, problem)
+
+    return step
+
+
+def _on_mesh(tree: Any) -> Any:
+    """The same copy of every leaf on all devices of all hosts."""
+    sharding = _sharding(PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+    )
+
+
+def _shard_on_mesh(batch: Any) -> Any:
+    sharding = _sharding(PartitionSpec(AXIS))
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
+    )
+
+
+def _first_copy(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data), tree)
+
+
+MODES = {
+    "none": Mode(_single_step, _copied, lambda batch: batch, jax.device_get),
+    "pmap": Mode(pmap_step, replicate, shard, unreplicate),
+    "jit": Mode(shard_map_step, _on_mesh, _shard_on_mesh, _first_copy),
+}
+
+
 def map_examples(fn: Callable) -> Callable:
     """vmaps fn(operand, *examples) over examples and spreads them over the local devices.
 
@@ -69,7 +173,9 @@ def map_examples(fn: Callable) -> Callable:
     # One argument, its axes as a tree: as a flat tuple of axes, JAX 0.10 would apply them leaf
     # by leaf wherever there happen to be as many leaves as arguments.
     mapped = jax.pmap(
-        lambda args: jax.vmap(lambda one: fn(args[0], *one))(args[1]), in_axes=((None, 0),)
+        lambda args: jax.vmap(lambda one: fn(args[0], *one))(args[1]),
+        in_axes=((None, 0),),
+        devices=jax.local_devices(),  # hosts of a pod may call it at different times
     )
 
     def over_examples(operand, *examples):
@@ -84,3 +190,33 @@ def map_examples(fn: Callable) -> Callable:
         )
 
     return over_examples
+
+
+# Hosts. With one host alone these do nothing.
+
+
+def from_first_host(value: Any) -> Any:
+    """The first host's value, on every host; all must call it, with trees of one structure."""
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def on_any_host(flag: bool) -> bool:
+    """Whether the flag is set on a host; all must call it."""
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every host has called it with this name."""
+    multihost_utils.sync_global_devices(name)
+
+
+def reached_sync_point(calls: int) -> bool:
+    """Whether all hosts are to stop now, since one of them received SIGTERM.
+
+    Args:
+      calls: how often this process has asked before: 0, 1, 2, ... It is true for one number
+        alone, the same on all hosts.
+    """
+    if jax.process_count() == 1:
+        return False
+    return bool(multihost_utils.reached_preemption_sync_point(calls))

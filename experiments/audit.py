@@ -20,7 +20,7 @@ from absl import flags
 
 from diffjax import training
 from diffjax.auditing.audit import Audit, audit
-from experiments.lib import commands, runs
+from experiments.lib import commands, hosts, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Held-out images to look at.", lower_bound=2)
@@ -90,9 +90,12 @@ def draw(path: pathlib.Path, curves: dict[str, list[float]]) -> None:
     plt.close(figure)
 
 
+@hosts.joined()
 def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir)
+    if not hosts.is_first():
+        return 0
     found = audit_run(run, workdir, _IMAGES.value, _STEPS.value)
     checks = [
         # JSON has no numbers that are not finite.

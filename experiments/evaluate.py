@@ -18,7 +18,7 @@ import tqdm
 from absl import flags
 
 from diffjax import data, metrics
-from experiments.lib import build, commands, judge, pictures, runs, walks
+from experiments.lib import build, commands, hosts, judge, pictures, runs, walks
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -117,9 +117,12 @@ def generated_markdown(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+@hosts.joined()
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir)
+    if not hosts.is_first():
+        return
     config = run.experiment.config
     if _GENERATED.value is not None:
         train = build.load_data(config, "train", run.roots)

@@ -39,7 +39,7 @@ from diffjax import blind, parallel, restorers
 from diffjax.degradations.base import Degradation, degrade, draw
 from diffjax.images import cover, is_named_as_image, read
 from diffjax.samplers import SAMPLERS
-from experiments.lib import build, commands, images, runs
+from experiments.lib import build, commands, hosts, images, runs
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -273,12 +273,15 @@ def restore_all(walk: Walk, items: list[Item], from_t: list[float], how: str, si
     return skipped
 
 
+@hosts.joined()
 def main() -> int:
     given, degraded = _SEVERITY.value, _DEGRADE.value
     if given is not None and not 0 < given <= 1:
         raise UsageError(f"--severity must lie in (0, 1]; got {given}")
     given = 1.0 if degraded and given is None else given
     run = runs.load_run(pathlib.Path(_WORKDIR.value))
+    if not hosts.is_first():
+        return 0
     paths, output = find_inputs(pathlib.Path(_INPUT.value)), pathlib.Path(_OUTPUT.value)
     experiment, source = run.experiment, run.source
     if experiment.image_shape[-1] not in (1, 3):

@@ -21,7 +21,7 @@ from absl import flags
 
 from diffjax import metrics, parallel
 from diffjax.samplers import SAMPLERS
-from experiments.lib import build, commands, pictures, runs, walks
+from experiments.lib import build, commands, hosts, pictures, runs, walks
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -60,13 +60,23 @@ def check_label(label: int | None, guidance: float, num_classes: int | None) -> 
         raise UsageError(f"--label must lie in 0..{num_classes - 1}; got {label}")
 
 
-def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> None:
-    """Writes the batches that are not there yet, then the pictures of the first."""
+def claim(output: pathlib.Path, chosen: dict) -> None:
+    """Writes settings.json into a new folder; raises UsageError if it holds others."""
     path = output / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != chosen:
-        raise UsageError(f"{output} holds other images: choose another --output")
+    if path.exists():
+        if json.loads(path.read_text()) != chosen:
+            raise UsageError(f"{output} holds other images: choose another --output")
+        return
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(chosen, indent=2) + "\n")
+
+
+def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int:
+    """Writes the batches that are not there yet, then the pictures of the first.
+
+    Returns the exit status.
+    """
+    hosts.first_on_one(lambda: claim(output, chosen))
 
     num_classes = run.experiment.objective.num_classes
     shared = {
@@ -87,11 +97,18 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> Non
         return keys, np.broadcast_to(given, indices.shape).astype(np.int32)
 
     size = chosen["batch_size"]
-    mine = range(0, num, size)[jax.process_index() :: jax.process_count()]
-    with tqdm.tqdm(total=len(mine) * size, unit="image", desc="generating") as bar:
-        for start in mine:
+    # Round by round, one batch a host, so that all hosts stop after the same one.
+    rounds = range(0, num, size * jax.process_count())
+    stop = hosts.Stop(between_rounds=True)
+    with tqdm.tqdm(total=num, unit="image", desc="generating", disable=not hosts.is_first()) as bar:
+        for first in rounds:
+            stopping = stop.asked()
+            if stopping:
+                print("interrupted: the same command goes on from there")
+                return 128 + stopping
+            start = first + size * jax.process_index()
             batch = output / f"batch_{start:08d}.npz"
-            if not batch.exists():
+            if start < num and not batch.exists():
                 keys, labels = keys_labels(start, size)
                 images = metrics.to_uint8(make_fn(operand, keys, labels))
                 partial = batch.with_suffix(".partial.npz")
@@ -99,9 +116,10 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> Non
                     partial, image=images[: num - start], label=labels[: num - start]
                 )
                 os.replace(partial, batch)
-            bar.update(size)
-    if jax.process_index():
-        return
+            bar.update(size * jax.process_count())
+    parallel.wait_for_all("generated")
+    if not hosts.is_first():
+        return 0
     first = pictures.read_images(output, min(num, _GRID_IMAGES))
     columns = int(np.ceil(np.sqrt(len(first))))
     scale = max(1, 64 // first.shape[1])
@@ -111,14 +129,18 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> Non
     _, trace = trace_fn(operand, *keys_labels(0, min(num, _GIF_IMAGES)))
     pictures.write_gif(output / "trajectory.gif", np.moveaxis(trace.xt, 1, 0))
     print(f"wrote {num:,} images, grid.png and trajectory.gif to {output}")
+    return 0
 
 
-def main() -> None:
+@hosts.joined()
+def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir)
     if _NUM.value is None:
+        if not hosts.is_first():
+            return 0
         draw_restorations(run, workdir / "samples.png", _COLUMNS.value)
-        return
+        return 0
     config = run.experiment.config
     check_label(_LABEL.value, _GUIDANCE.value, run.experiment.objective.num_classes)
     given = _PERTURBATION.value
@@ -141,7 +163,7 @@ def main() -> None:
         "seed": _SEED.value,
         "batch_size": config.sample.batch_size,
     }
-    generate(run, pathlib.Path(_OUTPUT.value or workdir / "generated"), _NUM.value, chosen)
+    return generate(run, pathlib.Path(_OUTPUT.value or workdir / "generated"), _NUM.value, chosen)
 
 
 if __name__ == "__main__":

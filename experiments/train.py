@@ -9,7 +9,6 @@ run: to train a finished run longer, or at another setting.
 
 import functools
 import pathlib
-import signal
 import sys
 from typing import Any
 
@@ -19,27 +18,25 @@ from ml_collections import config_flags
 
 from diffjax import checkpoints, data, parallel, training
 from diffjax.restorers import Problem
-from experiments.lib import build, commands, pictures, records, runs
+from experiments.lib import build, commands, hosts, pictures, records, runs
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
 _INIT = flags.DEFINE_string("init", None, "Folder of a run to start from.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod first.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
+@hosts.joined()
 def main() -> int:
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
     config = resolve(_CONFIG.value)
-    runs.check_batch_size(config)
+    check_devices(config)
     workdir = pathlib.Path(_WORKDIR.value)
     roots = runs.known_roots(workdir)
     experiment, source = build.build(config, "train", roots)
     init = None if _INIT.value is None else runs.averaged_params(_INIT.value, experiment)
-    runs.claim(workdir, config, roots)
+    hosts.first_on_one(lambda: runs.claim(workdir, config, roots))
     fitted = runs.fit_or_load(experiment, source, workdir)
     problem = build.problem(experiment, fitted["wiener"])
     said = build.foretell(experiment, source)
@@ -47,12 +44,26 @@ def main() -> int:
         print(said)
     manager = checkpoints.open_manager(workdir / "checkpoints", keep=config.run.keep)
     try:
-        return train(experiment, source, problem, workdir, manager, init)
-    except FloatingPointError as error:
+        status = train(experiment, source, problem, workdir, manager, init)
+    except FloatingPointError as error:  # on all hosts alike
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        manager.close()
+        status = 1
+    except BaseException:
+        if jax.process_count() == 1:
+            manager.close()  # on several, it would wait for hosts that may be gone
+        raise
+    manager.close()
+    return status
+
+
+def check_devices(config) -> None:
+    """Raises UsageError if the config does not fit the devices of all hosts."""
+    try:
+        parallel.check_mode(config.parallel)
+    except ValueError as error:
+        raise UsageError(f"config.{error}") from error
+    if config.parallel != "none":
+        runs.check_batch_size(config)
 
 
 def start(experiment: build.Experiment, manager, init: Any) -> training.TrainState:
@@ -88,7 +99,8 @@ def train(
         say(f"complete: {workdir} holds all {steps:,} steps")
         return 0
 
-    step_fn = parallel.pmap_step(
+    mode = parallel.MODES[config.parallel]
+    step_fn = mode.step(
         functools.partial(
             training.train_step,
             objective=experiment.objective,
@@ -97,20 +109,20 @@ def train(
         )
     )
     key = jax.random.key(config.seed + 1)
-    state, problem = parallel.replicate(state), parallel.replicate(problem)
+    state, problem = mode.replicate(state), mode.replicate(problem)
     batches = data.batches(
         source, batch_size=config.train.batch_size, seed=config.seed, start=first
     )
-    stop = _StopSignal()
+    stop = hosts.Stop()
     with records.Log(workdir, first, steps, config.train.batch_size) as log:
         for step in range(first + 1, steps + 1):
             try:
                 batch = next(batches)
             except ValueError as error:  # a file that has changed or gone
                 raise UsageError(f"{error}; what was saved before step {step:,} is kept") from error
-            state, metrics = step_fn(state, parallel.shard(batch), key, problem)
+            state, metrics = step_fn(state, mode.shard(batch), key, problem)
             log.add(metrics)
-            stopping = stop.received  # read once: a later signal must wait for the next save
+            stopping = stop.asked()  # once: a later signal must wait for the next save
             last = step == steps or stopping
             if step % config.run.log_every == 0 or last:
                 # The step just dispatched runs on while the ones before it are read.
@@ -119,11 +131,11 @@ def train(
             if step % config.run.checkpoint_every == 0 or last:
                 if not log.finite():
                     raise _diverged(step, workdir)
-                checkpoints.save(manager, step, parallel.unreplicate(state))
+                checkpoints.save(manager, step, mode.unreplicate(state))
             if stopping:
                 break
     if step < steps:
-        say(f"interrupted at step {step:,}: the same command goes on from there")
+        print(f"interrupted at step {step:,}: the same command goes on from there")
         return 128 + stopping
     if jax.process_index() == 0:
         pictures.draw_curves(workdir)
@@ -135,20 +147,6 @@ def _diverged(step, workdir):
         f"the loss or its gradient is not finite near step {step:,}: start in another workdir with "
         f"a lower train.learning_rate or train.clip_norm ({workdir} keeps its last checkpoint)"
     )
-
-
-class _StopSignal:
-    """Remembers a SIGTERM or SIGINT, so that the loop ends between two steps, with a save."""
-
-    def __init__(self):
-        self.received = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number, frame):
-        del frame
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Oracles: the same step without pmap on the whole batch; numpy on single examples.
+"""Oracles: the same step on one device with the whole batch; numpy on single examples.
 
 Runs on the two CPU devices of conftest.py.
 """
 
 import functools
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from diffjax import losses, parallel, restorers, time_sampling, training
@@ -70,6 +72,73 @@ def test_two_devices_train_as_one_does():
     # Both devices hold the very same numbers, not only the first one.
     for leaf in jax.tree.leaves(two):
         np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+def small_problem(rate):
+    """(step, state, problem, batches) of plain SGD, which hides no factor, as Adam would."""
+    rng = np.random.default_rng(0)
+    params = {
+        "inner": rng.normal(size=(8, 13)).astype(np.float32) / 4,
+        "outer": rng.normal(size=(12, 8)).astype(np.float32) / 4,
+    }
+    optimizer = optax.sgd(rate)
+    step_fn = functools.partial(
+        training.train_step,
+        objective=restorers.Objective(network, loss_fn=losses.l2),
+        optimizer=optimizer,
+        ema_decay=0.9,
+    )
+    problem = restorers.Problem(Degradation(jnp.float32(2), draw_fn=draw_noise, apply_fn=noising))
+    images = rng.uniform(-1, 1, (20, 8, 2, 2, 3)).astype(np.float32)
+    batches = [{"image": one, "position": np.arange(8, dtype=np.int32)} for one in images]
+    return step_fn, training.create_state(params, optimizer), problem, batches
+
+
+@pytest.mark.parametrize("name", list(parallel.MODES))
+def test_every_mode_has_the_gradients_and_the_parameters_of_one_device(name):
+    mode, key = parallel.MODES[name], jax.random.key(3)
+    rate = 0.5
+    step_fn, start, problem, batches = small_problem(rate)
+    plain = jax.jit(step_fn)
+    step, replicated = mode.step(step_fn), mode.replicate(problem)
+    state, one = mode.replicate(start), start
+    for n, batch in enumerate(batches):
+        state, metrics = step(state, mode.shard(batch), key, replicated)
+        one, metrics_one = plain(one, batch, key, problem)
+        chex.assert_trees_all_close(metrics, metrics_one, rtol=1e-5)
+        if n == 0:
+            change, change_one = (
+                jax.tree.map(lambda new, old: (old - new) / rate, now.params, start.params)
+                for now in (mode.unreplicate(state), one)
+            )
+            chex.assert_trees_all_close(change, change_one, rtol=1e-5, atol=1e-6)
+    end = mode.unreplicate(state)
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(end))
+    chex.assert_trees_all_close(end, one, rtol=1e-5, atol=1e-6)
+    assert max(float(abs(start.params[k] - one.params[k]).max()) for k in start.params) > 0.1
+
+
+@pytest.mark.parametrize("name", ["pmap", "jit"])
+def test_a_step_reduces_its_gradients_once_and_the_metrics_with_them(name):
+    mode, key = parallel.MODES[name], jax.random.key(3)
+    step_fn, start, problem, batches = small_problem(0.5)
+    step = mode.step(step_fn)
+    program = jax.jit(lambda state, batch, problem: step(state, batch, key, problem))
+    operands = mode.replicate(start), mode.shard(batches[0]), mode.replicate(problem)
+    text = program.lower(*operands).compile().as_text()
+    reduced = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    # Counts of examples are integers, and few.
+    (floats,) = [types for types in reduced if "f32" in types]
+    for part in ("f32[8,13]", "f32[12,8]", "f32[]", "f32[10]"):
+        assert part in floats
+
+
+def test_one_device_alone_is_no_mode_for_several_hosts(monkeypatch):
+    parallel.check_mode("none")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    parallel.check_mode("jit")
+    with pytest.raises(ValueError, match="parallel 'none' is for one host, not 2"):
+        parallel.check_mode("none")
 
 
 def test_replicate_and_back():

@@ -41,7 +41,8 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _help() -> None:
     print((sys.modules["__main__"].__doc__ or "").strip(), end="\n\nFlags:\n")
-    for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]):
+    own = flags.FLAGS.get_flags_for_module(sys.argv[0])
+    for flag in own + flags.FLAGS.get_flags_for_module("experiments.lib.hosts"):
         default = "" if flag.default is None else f" Default: {flag.default}."
         print(f"  --{flag.name}: {flag.help}{default}")
         if flag.name == "config":

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from diffjax import losses, predictions, samplers
+from diffjax import losses, parallel, predictions, samplers
 from experiments.lib.commands import UsageError
 
 TIMES = ("uniform", "stratified", "importance", "log_normal", "logit_normal")
@@ -68,6 +68,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     check(config.train.clip_norm > 0, "train.clip_norm", "positive")
     check(0 <= config.train.ema_decay < 1, "train.ema_decay", "in [0, 1)")
     for field, choices in (
+        ("parallel", tuple(parallel.MODES)),
         ("train.loss", tuple(losses.LOSSES)),
         ("train.prediction", tuple(predictions.DIRECTIONS)),
         ("train.weighting", (None, *losses.WEIGHTINGS)),

@@ -61,7 +61,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, roots: dict[
         held = json.loads(path.read_text())
         for field in sorted(_flatten(held).keys() | _flatten(wanted).keys()):
             old, new = _flatten(held).get(field), _flatten(wanted).get(field)
-            if old != new and not field.startswith("run."):
+            if old != new and not field.startswith(("run.", "parallel")):
                 raise UsageError(
                     f"{workdir} holds another experiment: config.{field} is {old!r} there and "
                     f"{new!r} here; choose another --workdir"
@@ -82,14 +82,19 @@ def _flatten(tree, prefix=""):
 def fit_or_load(
     experiment: build.Experiment, source: data.Source, workdir: pathlib.Path
 ) -> dict[str, Any]:
-    """`build.fit`, once for a workdir: kept beside the checkpoints, in fitted/."""
+    """`build.fit`, once for a workdir: kept beside the checkpoints, in fitted/.
+
+    It is read back, so that all hosts of a pod go on with what the first one fitted.
+    """
     held = load_fitted(workdir)
     if held is not None:
         return held
     fitted = build.fit(experiment, source)
     with contextlib.closing(checkpoints.open_manager(workdir / "fitted")) as manager:
         checkpoints.save(manager, 0, fitted)
-    return fitted
+    held = load_fitted(workdir)
+    assert held is not None  # just written, and waited for
+    return held
 
 
 def load_fitted(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -1,0 +1,203 @@
+"""Several hosts that run one command: how they join, stop together, and end when one has failed.
+
+On TPU pods and under SLURM `--distributed` finds the other hosts. Elsewhere each host is given
+--coordinator_address, --num_processes and --process_id, or JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+Hosts wait for each other in JAX's C++, where Python's exceptions do not reach and from which a
+normal exit does not return. So a host that fails says why in one line and ends with os._exit.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import flags
+
+from diffjax import parallel
+from experiments.lib.commands import UsageError
+
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts first.")
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0; none: $JAX_COORDINATOR_ADDRESS."
+)
+_COUNT = flags.DEFINE_integer(
+    "num_processes", None, "Of all hosts; none: $JAX_NUM_PROCESSES.", lower_bound=1
+)
+_INDEX = flags.DEFINE_integer(
+    "process_id", None, "From 0, another on each host; none: $JAX_PROCESS_ID.", lower_bound=0
+)
+JOIN_SECONDS = 50  # before JAX's own 300, which end in a C++ abort
+_HEARTBEAT_SECONDS = 60  # a host that is silent so long has died, for JAX
+_SHUTDOWN_SECONDS = 24 * 3600  # a host that is done waits so long for the others
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Decorates a command's main: joins the other hosts first, before a device is touched.
+
+    Where one host fails, it ends at once, for nobody waits for the others.
+    """
+    _join()
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1 or isinstance(error, SystemExit):
+            raise
+        _leave(error)
+
+
+def _join() -> None:
+    """Raises UsageError if the flags are incomplete, or if JAX refuses to start."""
+    given = {
+        "coordinator_address": _ADDRESS.value or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        "num_processes": _number(_COUNT.value, "JAX_NUM_PROCESSES"),
+        "process_id": _number(_INDEX.value, "JAX_PROCESS_ID"),
+    }
+    if not _DISTRIBUTED.value:
+        if (_ADDRESS.value, _COUNT.value, _INDEX.value) != (None, None, None):
+            raise UsageError("--coordinator_address and the like need --distributed")
+        return
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise UsageError(f"--distributed also needs --{missing[0]} or $JAX_{missing[0].upper()}")
+    count, index = given["num_processes"], given["process_id"]
+    if not missing and index >= count:
+        raise UsageError(f"--process_id must lie in 0..{count - 1}; got {index}")
+    host, _, port = (given["coordinator_address"] or ":0").rpartition(":")
+    if not missing and not (host and port.isdecimal()):
+        raise UsageError(f"--coordinator_address must be host:port; got {host or port!r}")
+    who = "this host" if missing else f"host {index} of {count}"
+    place = "" if missing else f" at {given['coordinator_address']}"
+    with _deadline(
+        JOIN_SECONDS,
+        f"{who} waited {JOIN_SECONDS} s for the others{place}: start the command on every host, "
+        "each with another --process_id, and check that they reach that address",
+    ):
+        try:
+            jax.distributed.initialize(
+                **given,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            )
+        except (ValueError, RuntimeError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UsageError(
+                f"--distributed: {lines[0]} (off TPU pods and SLURM, give --coordinator_address, "
+                "--num_processes and --process_id)"
+            ) from error
+
+
+def _number(flag: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if flag is not None or not text:
+        return flag
+    if not text.isdecimal():
+        raise UsageError(f"${variable} must be a whole number; got {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with one line, status 1, if the body takes longer."""
+    done = threading.Event()
+
+    def watch():
+        if not done.wait(seconds):
+            _end(1, f"error: {message}")
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _end(status: int, line: str) -> None:
+    """Ends without asking the other hosts; JAX's own end would wait for them."""
+    print(line, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _leave(error: BaseException) -> None:
+    who = f"host {jax.process_index()} of {jax.process_count()}"
+    reason = (str(error).strip().splitlines() or [""])[0]
+    if not isinstance(error, (UsageError, jax.errors.JaxRuntimeError, KeyboardInterrupt)):
+        traceback.print_exception(error)
+    if jax.process_index() == 0:
+        time.sleep(2)  # its end aborts the others: let them say theirs first
+    if isinstance(error, UsageError):
+        _end(2, f"error: {reason}")
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        reason = f"another host has probably died; the same command goes on ({reason[:200]})"
+    _end(1, f"error: {who} ends: {reason or type(error).__name__}")
+
+
+def first_on_one(check_fn: Callable[[], None]) -> None:
+    """Calls check_fn on the first host, then on the others; what it refuses, all refuse.
+
+    Raises:
+      UsageError: on every host, if the first host's check_fn raised one; else as check_fn.
+    """
+    error = None
+    if jax.process_index() == 0:
+        try:
+            check_fn()
+        except UsageError as refused:
+            error = refused
+    refused_there = bool(parallel.from_first_host(error is not None))
+    if error is not None:
+        raise error
+    if jax.process_index() > 0:
+        check_fn()
+    if refused_there:
+        raise UsageError("the first host refuses to start: see its message")
+
+
+def is_first() -> bool:
+    """Whether this is the host that writes what is written once."""
+    return jax.process_index() == 0
+
+
+class Stop:
+    """Turns SIGTERM, SIGINT and, on several hosts, SIGHUP into one stop, alike on all hosts.
+
+    One process catches them itself, and so do hosts that ask each other `between_rounds`, which
+    waits for the slowest. In a loop of steps, which must not wait, SIGTERM is JAX's: it tells
+    the other hosts and finds a step that all can still reach.
+    """
+
+    def __init__(self, between_rounds: bool = False) -> None:
+        self._received = self._calls = 0
+        self._several = jax.process_count() > 1
+        self._between_rounds = between_rounds
+        if self._several and not between_rounds:
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        else:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._receive)
+
+    def _receive(self, number, frame):
+        del frame
+        self._received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def asked(self) -> int:
+        """The signal to stop for, or 0; to be called once a step, on every host."""
+        if self._several and self._between_rounds:
+            if parallel.on_any_host(self._received > 0):
+                self._received = signal.SIGTERM
+        elif self._several and not self._received:
+            if parallel.reached_sync_point(self._calls):
+                self._received = signal.SIGTERM
+            self._calls += 1
+        return self._received
