@@ -5,7 +5,10 @@ on eight devices goes on on one. Saves are asynchronous: close the manager befor
 the process ends.
 """
 
+import contextlib
 import os
+import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -29,21 +32,64 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
         manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
 
 
-def load(manager: ocp.CheckpointManager, template: Any = None, step: int | None = None) -> Any:
-    """The state saved at `step` (None: the latest), with the template's structure.
+def load(
+    manager: ocp.CheckpointManager,
+    template: Any = None,
+    step: int | None = None,
+    *,
+    set_aside: bool = False,
+) -> Any:
+    """The state saved at `step` (None: the latest that is whole), with the template's structure.
+
+    A checkpoint that cannot be read is named in a warning, and the one before is taken.
 
     Args:
       manager: from `open_manager`.
       template: a state of the same shapes and dtypes; its values are not read. None: tuples
         with names come back as dicts, arrays as numpy's.
       step: which checkpoint.
+      set_aside: rename one that cannot be read to <step>.damaged, so that its step can be saved
+        again: for who writes here.
     Returns:
-      The state, or None where nothing has been saved.
+      The state, or None where there is none.
+    Raises:
+      ValueError: if what was saved has another structure or other shapes than the template.
     """
-    step = manager.latest_step() if step is None else step
-    if step is None:
-        return None
-    if template is None:
-        return manager.restore(step, args=ocp.args.StandardRestore())
-    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-    return manager.restore(step, args=ocp.args.StandardRestore(template))
+    reader = ocp.StandardCheckpointer()  # a damaged step can spoil a manager for all others
+    for at in sorted(manager.all_steps(), reverse=True) if step is None else [step]:
+        path = pathlib.Path(manager.directory, str(at))
+        try:
+            held = reader.restore(path / "default")
+        except Exception as error:  # whatever a damaged file makes of the reader
+            _pass_over(manager, path, error, set_aside)
+            continue
+        if template is None:
+            return held
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        try:
+            state = reader.restore(path / "default", zeros)
+        except Exception as error:  # it is whole, so it is the structure
+            raise ValueError(f"{path} holds a state of another structure than wanted") from error
+        named = zip(jax.tree_util.tree_leaves_with_path(zeros), jax.tree.leaves(state), strict=True)
+        for (where, wanted), found in named:
+            if np.shape(found) != wanted.shape:
+                raise ValueError(
+                    f"{path} holds a state of another shape: {jax.tree_util.keystr(where)} is "
+                    f"{list(np.shape(found))} there, and {list(wanted.shape)} is wanted"
+                )
+        return state
+    return None
+
+
+def _pass_over(manager, path: pathlib.Path, error: Exception, set_aside: bool) -> None:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    moved = ""
+    if set_aside and jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            path.rename(path.with_name(f"{path.name}.damaged"))
+            moved = f", is now {path.name}.damaged"
+            manager.reload()
+    warnings.warn(
+        f"checkpoint {path} cannot be read{moved}, and the one before is taken: {reason}",
+        stacklevel=3,
+    )

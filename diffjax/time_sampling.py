@@ -48,7 +48,7 @@ def uniform(key: Array, position: Array, batch_size: int) -> Array:
       Scalar float32.
     """
     del batch_size
-    return 1 - jax.random.uniform(jax.random.fold_in(key, position))
+    return 1 - jax.random.uniform(jax.random.fold_in(key, position), dtype=jnp.float32)
 
 
 def stratified(key: Array, position: Array, batch_size: int) -> Array:
@@ -65,7 +65,8 @@ def stratified(key: Array, position: Array, batch_size: int) -> Array:
     Returns:
       Scalar float32.
     """
-    return 1 - (jax.random.uniform(key) + position / batch_size) % 1
+    place = jnp.asarray(position / batch_size, jnp.float32)
+    return 1 - (jax.random.uniform(key, dtype=jnp.float32) + place) % 1
 
 
 def warp(u: Array, histogram: Array) -> tuple[Array, Array]:

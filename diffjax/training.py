@@ -206,6 +206,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer step on this device's share of the batch.
 
+    Where the loss or a gradient is not finite, after the average over the axis, the step is
+    skipped: it is counted, and parameters, average, optimizer and importance stay as they were.
+
     Args:
       state: replicated over the devices.
       batch: "image" [B, H, W, C] in [-1, 1], "position" [B] int32, each example's index in
@@ -219,7 +222,8 @@ def train_step(
       axis_name: the mapped axis to average gradients over; None on one device.
     Returns:
       The next state, and metrics: scalars "loss" and "grad_norm", averaged over the axis, and
-      "severity", the sums of `severity_sums`.
+      "severity", the sums of `severity_sums`; "skipped", whether the update was; "culprit", the
+      place among the leaves of params of the first gradient that is not finite, -1 if all are.
     """
     key_times, key_examples = jax.random.split(jax.random.fold_in(key, state.step))
     histogram = problem.histogram
@@ -248,10 +252,12 @@ def train_step(
     (loss, examples), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
     if axis_name is not None:
         loss, grads = jax.lax.pmean((loss, grads), axis_name)
+    finite_leaves = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)])
+    finite = jnp.isfinite(loss) & jnp.all(finite_leaves)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-    state = TrainState(
+    after = TrainState(
         step=state.step + 1,
         params=params,
         ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
@@ -260,9 +266,12 @@ def train_step(
             state.importance, examples.t, examples.weighted, axis_name=axis_name
         ),
     )
+    skipped = state._replace(step=after.step)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "severity": severity_sums(examples, axis_name),
+        "skipped": ~finite,
+        "culprit": jnp.where(jnp.all(finite_leaves), -1, jnp.argmin(finite_leaves)),
     }
-    return state, metrics
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped), metrics

@@ -7,8 +7,6 @@ see is said in `diffjax.auditing.audit`.
 """
 
 import functools
-import json
-import math
 import pathlib
 
 import jax
@@ -20,7 +18,7 @@ from absl import flags
 
 from diffjax import training
 from diffjax.auditing.audit import Audit, audit
-from experiments.lib import commands, hosts, runs
+from experiments.lib import commands, files, hosts, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Held-out images to look at.", lower_bound=2)
@@ -43,7 +41,6 @@ def audit_run(run: runs.Run, workdir: pathlib.Path, count: int, steps: int) -> A
         (run.state, run.problem, experiment.initial_state()), jax.devices()[0]
     )
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else None
     return audit(
         state,
         problem,
@@ -53,7 +50,7 @@ def audit_run(run: runs.Run, workdir: pathlib.Path, count: int, steps: int) -> A
         key=jax.random.key(config.seed + 4),
         step_fn=jax.jit(step_fn, donate_argnums=0),
         initial_state=start,
-        history=None if lines is None else [json.loads(line) for line in lines],
+        history=files.read_lines(path) if path.exists() else None,
         batch_size=config.train.batch_size,
         # The learning rate has fallen to zero where the schedule ends.
         steps=min(steps * config.train.accumulate, config.train.steps),
@@ -97,21 +94,16 @@ def main() -> int:
     if not hosts.is_first():
         return 0
     found = audit_run(run, workdir, _IMAGES.value, _STEPS.value)
-    checks = [
-        # JSON has no numbers that are not finite.
-        check._asdict() | {"value": check.value if math.isfinite(check.value) else None}
-        for check in found.checks
-    ]
     report = {
         "step": int(run.state.step),
         "data": run.experiment.config.data.name,
         "split": "test",
         "images": min(_IMAGES.value, run.source.size),
         "device": runs.describe_device(),
-        "checks": checks,
+        "checks": [check._asdict() for check in found.checks],
         "severities": found.curves,
     }
-    (workdir / "audit.json").write_text(json.dumps(report, indent=2) + "\n")
+    files.write_json(workdir / "audit.json", report)
     draw(workdir / "audit.png", found.curves)
     print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
     print(table(found))

@@ -14,7 +14,6 @@ variant.
 """
 
 import functools
-import json
 import pathlib
 
 import jax
@@ -27,7 +26,7 @@ from absl import flags
 from diffjax import data, metrics, restorers, training
 from diffjax.degradations.base import degrade, draw
 from experiments.configs import default
-from experiments.lib import build, commands, judge, runs, walks
+from experiments.lib import build, commands, files, judge, runs, walks
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -248,8 +247,8 @@ def main() -> None:
     }  # fmt: skip
     results = {}
     if report_path.exists():
-        held = json.loads(report_path.read_text())
-        if held["settings"] != settings:
+        held = files.read_json(report_path, "remove it, or choose another --output")
+        if held.get("settings") != settings:
             raise UsageError(f"{report_path} holds another comparison: choose another --output")
         results = held["results"]
     data_fields = {
@@ -268,7 +267,7 @@ def main() -> None:
             generate=_STUDY.value == "losses",
         )
         # After every variant, so that an interrupted comparison goes on with the next.
-        report_path.write_text(json.dumps({"settings": settings, "results": results}) + "\n")
+        files.write_json(report_path, {"settings": settings, "results": results})
     draw_curves(output.with_suffix(".png"), results)
     print(f"{_STEPS.value} steps, {len(seeds)} seeds: mean ± standard deviation\n")
     print(markdown(results))
@@ -276,4 +275,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("output")
-    commands.run(main)
+    commands.run(main, again="the same command goes on where it stopped")

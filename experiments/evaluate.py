@@ -9,7 +9,6 @@ the pixels and in the features of a small classifier, how sure that classifier i
 nearest training image lies. An image learned by heart is at a distance of 0.
 """
 
-import json
 import pathlib
 
 import jax
@@ -18,7 +17,7 @@ import tqdm
 from absl import flags
 
 from diffjax import data, metrics
-from experiments.lib import build, commands, hosts, judge, pictures, runs, walks
+from experiments.lib import build, commands, files, hosts, judge, pictures, runs, walks
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -39,7 +38,11 @@ def _scores(images_BHWC, clean_BHWC):
 
 
 def evaluate(run: runs.Run, count: int) -> dict[str, dict[str, float]]:
-    """{method: {"rmse", "psnr", "ssim"}}: RMSE over all pixels, the others averaged over images."""
+    """{method: {"rmse", "psnr", "ssim", "exact"}}: RMSE over all pixels, the others averaged.
+
+    The PSNR of an image that comes out exactly is infinite: "exact" counts those, and the mean is
+    over the others; None where there are none.
+    """
     collected = {name: [] for name in walks.METHODS}
     with tqdm.tqdm(total=count, unit="image", desc="restoring") as bar:
         for clean, outputs in walks.restorations(
@@ -55,7 +58,8 @@ def evaluate(run: runs.Run, count: int) -> dict[str, dict[str, float]]:
         )
         return {
             "rmse": float(np.sqrt(mse.mean())),
-            "psnr": float(psnr.mean()),
+            "psnr": float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else None,
+            "exact": int(np.isposinf(psnr).sum()),
             "ssim": float(ssim.mean()),
         }
 
@@ -65,10 +69,16 @@ def evaluate(run: runs.Run, count: int) -> dict[str, dict[str, float]]:
 def markdown(table: dict[str, dict[str, float]]) -> str:
     rows = ["| | RMSE | PSNR (dB) | SSIM |", "|---|---|---|---|"]
     rows += [
-        f"| {name} | {row['rmse']:.3f} | {row['psnr']:.2f} | {row['ssim']:.3f} |"
+        f"| {name} | {row['rmse']:.3f} | {decibels(row['psnr'])} | {row['ssim']:.3f} |"
         for name, row in table.items()
     ]
-    return "\n".join(rows)
+    exact = [f"{row['exact']} of {name}" for name, row in table.items() if row.get("exact")]
+    note = f"\n\nExact, and in no PSNR: {', '.join(exact)}." if exact else ""
+    return "\n".join(rows) + note
+
+
+def decibels(psnr: float | None) -> str:
+    return "exact" if psnr is None else f"{psnr:.2f}"
 
 
 def some(source: data.Source, most: int = judge.COMPARED) -> np.ndarray:
@@ -78,15 +88,37 @@ def some(source: data.Source, most: int = judge.COMPARED) -> np.ndarray:
     return source.fetch_fn(np.sort(chosen))["image"]
 
 
+def incomplete(folder: pathlib.Path) -> str | None:
+    """Which images of a set are missing, in one line; None where it is whole."""
+    path = folder / "settings.json"
+    if not path.exists():
+        return f"{folder} holds no settings.json, so nobody knows how many images it should hold"
+    settings = files.read_json(path, "generate the images again, into another --output")
+    wanted, size = settings.get("images"), settings.get("batch_size")
+    if wanted is None or size is None:
+        return f"{path} does not say how many images there should be"
+    held = sum(
+        min(pictures.count_images(folder / f"batch_{start:08d}.npz"), wanted - start)
+        for start in range(0, wanted, size)
+    )
+    if held == wanted:
+        return None
+    return f"{folder} holds {held:,} of {wanted:,} images; the same sample command makes the rest"
+
+
 def evaluate_generated(
     folder: pathlib.Path, train: data.Source, held_out: data.Source, about: dict
 ) -> None:
     """Judges what `experiments.sample --num` wrote into a folder, beside held-out images."""
+    missing = incomplete(folder)
+    if missing:
+        print(f"incomplete: {missing}")
     images = pictures.read_images(folder)
     if not len(images):
         raise UsageError(f"--generated={folder} holds no images of experiments.sample")
     reference, classifier = some(train), judge.fit_judge(train, held_out)
     report = about | {
+        "incomplete": missing,
         "training images": len(reference),
         "classifier accuracy": None if classifier is None else classifier.accuracy,
     }
@@ -94,7 +126,7 @@ def evaluate_generated(
     # As many of each, where there are: a distance grows as the images become fewer.
     for name, those in (("generated", images), ("held-out", some(held_out, len(images)))):
         report[name] = judge.judge_images(those, reference, classifier)
-    (folder / "distances.json").write_text(json.dumps(report, indent=2) + "\n")
+    files.write_json(folder / "distances.json", report)
     print(f"distances to {len(reference):,} training images")
     if classifier is not None:
         print(f"classifier: {100 * classifier.accuracy:.1f}% of held-out images right")
@@ -140,7 +172,7 @@ def main() -> None:
         "device": runs.describe_device(),
         "methods": table,
     }
-    (workdir / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    files.write_json(workdir / "evaluation.json", report)
     print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
     print(markdown(table))
 

@@ -9,7 +9,7 @@ as uint8 arrays in batch_*.npz, grid.png and trajectory.gif. It can be interrupt
 command goes on, and image i depends on --seed and i alone, whatever the batch or the host.
 """
 
-import json
+import math
 import os
 import pathlib
 
@@ -21,7 +21,7 @@ from absl import flags
 
 from diffjax import metrics, parallel
 from diffjax.samplers import SAMPLERS
-from experiments.lib import build, commands, hosts, pictures, runs, walks
+from experiments.lib import build, commands, files, hosts, pictures, runs, walks
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -60,15 +60,19 @@ def check_label(label: int | None, guidance: float, num_classes: int | None) -> 
         raise UsageError(f"--label must lie in 0..{num_classes - 1}; got {label}")
 
 
-def claim(output: pathlib.Path, chosen: dict) -> None:
-    """Writes settings.json into a new folder; raises UsageError if it holds others."""
+def claim(output: pathlib.Path, chosen: dict, num: int) -> None:
+    """Writes settings.json; raises UsageError if the folder holds images of others."""
     path = output / "settings.json"
-    if path.exists():
-        if json.loads(path.read_text()) != chosen:
-            raise UsageError(f"{output} holds other images: choose another --output")
-        return
+    held = files.read_json(path, "choose another --output") if path.exists() else {}
+    wanted = max(num, held.pop("images", 0))
+    for name in chosen if held else ():
+        if held.get(name) != chosen[name]:
+            raise UsageError(
+                f"{output} holds other images: {name} is {held.get(name)!r} there and "
+                f"{chosen[name]!r} here; choose another --output"
+            )
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(chosen, indent=2) + "\n")
+    files.write_json(path, chosen | {"images": wanted})
 
 
 def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int:
@@ -76,7 +80,7 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
 
     Returns the exit status.
     """
-    hosts.first_on_one(lambda: claim(output, chosen))
+    hosts.first_on_one(lambda: claim(output, chosen, num))
 
     num_classes = run.experiment.objective.num_classes
     shared = {
@@ -108,7 +112,8 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
                 return 128 + stopping
             start = first + size * jax.process_index()
             batch = output / f"batch_{start:08d}.npz"
-            if start < num and not batch.exists():
+            # One that an earlier, smaller --num cut short is made again; what it holds is the same.
+            if start < num and pictures.count_images(batch) < min(size, num - start):
                 keys, labels = keys_labels(start, size)
                 images = metrics.to_uint8(make_fn(operand, keys, labels))
                 partial = batch.with_suffix(".partial.npz")
@@ -128,7 +133,8 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
     trace_fn = parallel.map_examples(walks.generator(run.experiment, **shared, keep_every=every))
     _, trace = trace_fn(operand, *keys_labels(0, min(num, _GIF_IMAGES)))
     pictures.write_gif(output / "trajectory.gif", np.moveaxis(trace.xt, 1, 0))
-    print(f"wrote {num:,} images, grid.png and trajectory.gif to {output}")
+    wanted = files.read_json(output / "settings.json", "choose another --output")["images"]
+    print(f"{output} holds {wanted:,} images, grid.png and trajectory.gif")
     return 0
 
 
@@ -142,6 +148,9 @@ def main() -> int:
         draw_restorations(run, workdir / "samples.png", _COLUMNS.value)
         return 0
     config = run.experiment.config
+    for flag in (_PERTURBATION, _GUIDANCE):
+        if flag.value is not None and not math.isfinite(flag.value):
+            raise UsageError(f"--{flag.name} must be finite; got {flag.value}")
     check_label(_LABEL.value, _GUIDANCE.value, run.experiment.objective.num_classes)
     given = _PERTURBATION.value
     restores = run.prior is not None and config.train.perturbation == 0
@@ -168,4 +177,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    commands.run(main)
+    commands.run(main, again="the same command goes on where it stopped")

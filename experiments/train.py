@@ -2,11 +2,12 @@
 
 python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=runs/demo
 
-Writes, into the workdir: config.json, fitted/, checkpoints/, metrics.jsonl, tensorboard/, and at
-the end loss.png and severity.png. --init=OTHER starts from the averaged parameters of another
-run: to train a finished run longer, or at another setting.
+Writes, into the workdir: config.json, run.json, fitted/, checkpoints/, metrics.jsonl, pending.json,
+lock, tensorboard/, and at the end loss.png and severity.png. --init=OTHER starts from the averaged
+parameters of another run: to train a finished run longer, or at another setting.
 """
 
+import contextlib
 import functools
 import pathlib
 import sys
@@ -18,7 +19,7 @@ from ml_collections import config_flags
 
 from diffjax import checkpoints, data, parallel, training
 from diffjax.restorers import Problem
-from experiments.lib import build, commands, hosts, pictures, records, runs
+from experiments.lib import build, commands, hosts, pictures, provenance, records, runs
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -35,8 +36,34 @@ def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
     roots = runs.known_roots(workdir)
     experiment, source = build.build(config, "train", roots)
+    if experiment.preconditioned and build.all_alike(source):
+        if config.model.precondition:
+            raise UsageError(
+                "config.model.precondition needs training images that differ: these are all alike"
+            )
+        print("all training images are alike: trained without preconditioning")
+        config.model.precondition = False
+        experiment, source = build.build(config, "train", roots)
     init = None if _INIT.value is None else runs.averaged_params(_INIT.value, experiment)
-    hosts.first_on_one(lambda: runs.claim(workdir, config, roots))
+    with contextlib.ExitStack() as stack:
+
+        def take():
+            runs.claim(workdir, config, roots, write=False)
+            stack.enter_context(runs.lock(workdir))
+            runs.claim(workdir, config, roots)
+
+        hosts.first_on_one(take)
+        about = provenance.describe(config.seed, source)
+        with provenance.recorded(workdir, about) as record:
+            record["status"] = fit_and_train(experiment, source, workdir, init)
+    return record["status"]
+
+
+def fit_and_train(
+    experiment: build.Experiment, source: data.Source, workdir: pathlib.Path, init: Any
+) -> int:
+    """Fits what is fitted before, and trains, in a workdir that is ours; the exit status."""
+    config = experiment.config
     fitted = runs.fit_or_load(experiment, source, workdir)
     problem = build.problem(experiment, fitted["wiener"])
     said = build.foretell(experiment, source)
@@ -68,7 +95,11 @@ def check_devices(config) -> None:
 
 def start(experiment: build.Experiment, manager, init: Any) -> training.TrainState:
     """The state to go on from: the latest checkpoint's, or the first."""
-    state = checkpoints.load(manager, jax.eval_shape(experiment.initial_state))
+    template = jax.eval_shape(experiment.initial_state)
+    try:
+        state = checkpoints.load(manager, template, set_aside=True)
+    except ValueError as error:
+        raise UsageError(f"{error}: config.model is not that of the run") from error
     if state is not None:
         return state
     if init is None:
@@ -121,16 +152,21 @@ def train(
             except ValueError as error:  # a file that has changed or gone
                 raise UsageError(f"{error}; what was saved before step {step:,} is kept") from error
             state, metrics = step_fn(state, mode.shard(batch), key, problem)
-            log.add(metrics)
+            log.add(step, metrics)
             stopping = stop.asked()  # once: a later signal must wait for the next save
-            last = step == steps or stopping
-            if step % config.run.log_every == 0 or last:
+            last = step == steps
+            saving = step % config.run.checkpoint_every == 0 or last or stopping
+            logging = step % config.run.log_every == 0 or last
+            if saving or logging:
                 # The step just dispatched runs on while the ones before it are read.
-                if not log.write(step, flush=last):
-                    raise _diverged(step, workdir)
-            if step % config.run.checkpoint_every == 0 or last:
-                if not log.finite():
-                    raise _diverged(step, workdir)
+                bad = log.read(config.train.max_skipped, wait=bool(saving))
+                if bad is not None:
+                    raise _diverged(bad, log, experiment, manager)
+            if logging:
+                log.write(step, last=last)
+            # Amid updates that are skipped the last good checkpoint must not be pushed out.
+            if saving and (log.row == 0 or last or stopping):
+                log.keep(step, manager.all_steps())
                 checkpoints.save(manager, step, mode.unreplicate(state))
             if stopping:
                 break
@@ -142,12 +178,19 @@ def train(
     return 0
 
 
-def _diverged(step, workdir):
+def _diverged(step, log, experiment, manager):
+    manager.wait_until_finished()
+    kept = manager.latest_step()
+    kept = "there is no checkpoint" if kept is None else f"the checkpoint of step {kept:,} is kept"
+    params = jax.eval_shape(experiment.initial_state).params
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    what = "the loss" if log.culprit < 0 else f"the gradient of {names[log.culprit]}"
     return FloatingPointError(
-        f"the loss or its gradient is not finite near step {step:,}: start in another workdir with "
-        f"a lower train.learning_rate or train.clip_norm ({workdir} keeps its last checkpoint)"
+        f"{what} is not finite at step {step:,}, as in the {log.row - 1} steps before "
+        f"(config.train.max_skipped): start in another workdir with a lower train.learning_rate or "
+        f"train.clip_norm; {kept}"
     )
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, again="the same command goes on from the last checkpoint")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from diffjax import checkpoints, parallel, training
 
@@ -107,3 +109,86 @@ def test_a_state_of_two_devices_restores_where_there_is_one(tmp_path):
     with np.load(tmp_path / "leaves.npz") as leaves:
         for restored, saved in zip(leaves.values(), jax.tree.leaves(a_state(7)), strict=True):
             np.testing.assert_array_equal(restored, saved)
+
+
+# Damage
+
+
+def _files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _cut(folder):
+    for path in _files(folder):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _zero(folder):
+    for path in _files(folder):
+        path.write_bytes(bytes(path.stat().st_size))
+
+
+def _zero_numbers(folder):
+    for path in _files(folder):
+        if path.parent.name == "d":
+            path.write_bytes(bytes(path.stat().st_size))
+
+
+def _without_metadata(folder):
+    for path in _files(folder):
+        if "METADATA" in path.name:
+            path.unlink()
+
+
+def _without_arrays(folder):
+    for path in list((folder / "default").iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif "METADATA" not in path.name:
+            path.unlink()
+
+
+def _empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with opened(folder) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, step, on_host(a_state(step)))
+    return folder
+
+
+# Orbax leaves reads behind that end after the one that failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "damage", [_cut, _zero, _zero_numbers, _without_metadata, _without_arrays, _empty]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(two_saved, tmp_path, damage):
+    folder = shutil.copytree(two_saved, tmp_path / "held")
+    damage(folder / "2")
+    before = sorted(path.name for path in folder.iterdir())
+    with opened(folder) as manager, pytest.warns(UserWarning, match="held/2 cannot be read, and"):
+        chex.assert_trees_all_equal(checkpoints.load(manager, a_state(0)), a_state(1))
+    assert sorted(path.name for path in folder.iterdir()) == before
+    # Who writes there sets it aside, and can save that step again.
+    with opened(folder) as manager:
+        with pytest.warns(UserWarning, match=r"held/2 cannot be read, is now 2\.damaged"):
+            state = checkpoints.load(manager, a_state(0), set_aside=True)
+        chex.assert_trees_all_equal(state, a_state(1))
+        checkpoints.save(manager, 2, on_host(a_state(2)))
+    assert (folder / "2.damaged").is_dir()
+    with opened(folder) as manager:
+        chex.assert_trees_all_equal(checkpoints.load(manager, a_state(0)), a_state(2))
+
+
+def test_another_shape_is_no_damage(two_saved):
+    wide = jax.tree.map(lambda leaf: np.zeros((2,) * np.ndim(leaf), leaf.dtype), a_state(0))
+    with opened(two_saved) as manager:
+        with pytest.raises(ValueError, match=r"two0/2 holds .*\.params\['deep'\]|params\['w'\] is"):
+            checkpoints.load(manager, wide)
+        with pytest.raises(ValueError, match="another structure"):
+            checkpoints.load(manager, {"a": np.zeros(3, np.float32)})

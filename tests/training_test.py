@@ -16,7 +16,7 @@ import optax
 import pytest
 from scipy import fft, stats
 
-from diffjax import data, losses, parallel, training
+from diffjax import data, losses, parallel, time_sampling, training
 from diffjax.degradations.base import Degradation, degrade, draw, draw_noise
 from diffjax.degradations.blur import gaussian_blur
 from diffjax.restorers import Objective, Problem
@@ -267,14 +267,78 @@ def test_loss_falls_when_four_digits_are_overfitted():
     assert averaged < 0.2 * np.mean(history[:5])
 
 
-def test_nan_images_show_in_the_metrics():
-    x0 = images(4)
-    x0[2, 0, 0] = np.nan
-    optimizer = optax.sgd(0.1)
-    state = training.create_state(PARAMS, optimizer)
-    _, metrics = step_with(optimizer)(state, as_batch(x0), KEY, FADE)
-    assert np.isnan(metrics["loss"])
-    assert np.isnan(metrics["grad_norm"])
+def unguarded_step(state, batch, key, problem, *, objective, optimizer, ema_decay):
+    """`training.train_step` for one device and uniform times, without a look at its numbers."""
+    key_times, key_examples = jax.random.split(jax.random.fold_in(key, state.step))
+
+    def batch_loss(params):
+        def one(example):
+            t, density = time_sampling.draw(
+                key_times, example["position"], len(batch["position"]), None, levels=None,
+                spacing_fn=objective.spacing_fn,
+            )  # fmt: skip
+            key = jax.random.fold_in(key_examples, example["position"])
+            return training.example_loss(objective, params, key, example, problem, t, density)
+
+        examples = jax.vmap(one)(dict(batch))
+        return jnp.mean(examples.weighted), examples
+
+    (_, examples), grads = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+    importance = time_sampling.update_importance(
+        state.importance, examples.t, examples.weighted, axis_name=None
+    )
+    return training.TrainState(state.step + 1, params, ema_params, opt_state, importance)
+
+
+def test_a_step_with_finite_numbers_is_what_it_was_without_the_guard():
+    optimizer, batch = training.create_optimizer(1e-2, clip_norm=0.1), as_batch(images(4))
+    state = expected = training.create_state(PARAMS, optimizer)
+    plain = jax.jit(
+        functools.partial(
+            unguarded_step, objective=Objective(linear), optimizer=optimizer, ema_decay=0.9
+        )
+    )
+    step = step_with(optimizer, loss_fn=losses.l1)
+    for _ in range(3):
+        state, metrics = step(state, batch, KEY, NOISE)
+        expected = plain(expected, batch, KEY, Problem(NOISE))
+        assert not metrics["skipped"]
+        assert metrics["culprit"] == -1
+        chex.assert_trees_all_equal(state, expected)
+
+
+def square_root(params, xt, t, label):
+    """Of finite value and infinite slope where params["b"] is 0."""
+    return params["a"] * xt + jnp.sqrt(params["b"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_with_numbers_that_are_not_finite_changes_nothing_but_the_step(what, accumulate):
+    optimizer = training.create_optimizer(1e-2, clip_norm=1.0, accumulate=accumulate)
+    x0, params = images(4), PARAMS
+    if what == "loss":
+        x0[2, 0, 0] = np.nan
+        step = step_with(optimizer)
+    else:
+        params, step = (
+            {"a": jnp.float32(0.3), "b": jnp.float32(0)},
+            step_with(optimizer, square_root),
+        )
+    before = training.create_state(params, optimizer)
+    good, _ = step_with(optimizer)(before, as_batch(images(4)), KEY, FADE)
+    before = good._replace(params=params)  # an optimizer's state that is not its first
+    after, metrics = step(before, as_batch(x0), KEY, FADE)
+    assert metrics["skipped"]
+    assert after.step == before.step + 1
+    chex.assert_trees_all_equal(after._replace(step=before.step), before)
+    # The leaves in order are a and b; a NaN in the data is in both.
+    assert metrics["culprit"] == (0 if what == "loss" else 1)
+    assert np.isfinite(metrics["loss"]) == (what == "gradient")
 
 
 def test_the_first_average_is_a_copy():

@@ -94,7 +94,7 @@ def fade_table(
 
 def draw_offset(key: Array, shape: tuple[int, int]) -> Array:
     """The window's corner, uniform on 0..H and 0..W, both ends included; int32 [2]."""
-    return jax.random.randint(key, (2,), 0, jnp.array(shape) + 1)
+    return jax.random.randint(key, (2,), 0, jnp.array(shape, jnp.int32) + 1, jnp.int32)
 
 
 def draw_color(key: Array, channels: int) -> Array:
@@ -141,8 +141,10 @@ def box_loss_time(corner: Array, size: Array, shape: tuple[int, int]) -> Array:
       size: its height and width, [2].
       shape: (H, W).
     """
+    corner, size = (jnp.asarray(pair, jnp.float32) for pair in (corner, size))
     distances = [
-        jnp.abs(jnp.arange(n) + 0.5 - corner[axis] - size[axis] / 2) / (size[axis] / 2)
+        jnp.abs(jnp.arange(n, dtype=jnp.float32) + 0.5 - corner[axis] - size[axis] / 2)
+        / (size[axis] / 2)
         for axis, n in enumerate(shape)
     ]
     return jnp.maximum(distances[0][:, None], distances[1][None])
@@ -150,7 +152,7 @@ def box_loss_time(corner: Array, size: Array, shape: tuple[int, int]) -> Array:
 
 def draw_corner(key: Array, size: Array, shape: tuple[int, int]) -> Array:
     """A corner with which a box of that size lies inside the image, uniform; int32 [2]."""
-    return jax.random.randint(key, (2,), 0, jnp.array(shape) - size + 1)
+    return jax.random.randint(key, (2,), 0, jnp.array(shape, jnp.int32) - size + 1, jnp.int32)
 
 
 def keep_hard(loss_time: Array, t: Array) -> Array:

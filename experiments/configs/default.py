@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.warmup = 100  # steps of linear warm-up
     train.clip_norm = 1.0  # global norm of the gradient
     train.accumulate = 1  # batches averaged into one update
+    train.max_skipped = 10  # updates in a row whose loss or gradient is not finite; then it stops
     train.ema_decay = 0.995  # of the averaged parameters, which are the ones sampled with
     train.label_dropout = 0.1  # share of examples without their label
     train.perturbation = 0.0  # q: std of white noise on xt in training; what a run generates from

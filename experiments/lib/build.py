@@ -18,6 +18,7 @@ from diffjax import data, losses, priors, restorers, samplers, time_sampling, tr
 from diffjax.auditing import generation_laws
 from diffjax.degradations import base
 from diffjax.degradations.families import FAMILIES
+from diffjax.images import cover
 from diffjax.models import dit, initialize, unet
 from experiments.lib import own
 from experiments.lib.commands import UsageError
@@ -134,10 +135,15 @@ def build_degradation(
 
 def _bank(config, image_shape) -> np.ndarray:
     """The images that a config section of name and directory names, for animorph."""
+    height, width, channels = image_shape
+    square = height if height == width else None
     source = data.load(
-        config["name"], "train", directory=config.get("directory"), image_size=image_shape[0]
+        config["name"], "train", directory=config.get("directory"), image_size=square
     )
-    return source.fetch_fn(range(min(_BANK, source.size)))["image"]
+    if source.image_shape[-1] != channels:
+        raise ValueError(f"images have {source.image_shape[-1]} channels, the data's {channels}")
+    bank = source.fetch_fn(range(min(_BANK, source.size)))["image"]
+    return np.stack([cover(image, height, width) for image in bank])
 
 
 def _objective(config, degradation, network_fn, num_classes) -> restorers.Objective:
@@ -154,6 +160,15 @@ def _objective(config, degradation, network_fn, num_classes) -> restorers.Object
             f"config.train.prediction {train.prediction!r} and weighting {train.weighting!r} need "
             f"x_t = alpha x0 + sigma omega, which {config.degradation.family} is not: choose x0, "
             "no weighting"
+        )
+    if (
+        train.prediction in ("noise", "score")
+        and float(base.coefficients(degradation, 1.0)[0]) == 0
+    ):
+        raise UsageError(
+            f"config.train.prediction {train.prediction!r} cannot tell x0 at t = 1, where "
+            f"config.degradation ({config.degradation.family}) leaves nothing of it (alpha = 0): "
+            "choose prediction v or x0, or a degradation.schedule that ends above 0"
         )
     if train.prediction == "previous" and train.levels is None and degradation.steps is None:
         raise UsageError("config.train.levels must be given: 'previous' is one level milder")
@@ -346,6 +361,19 @@ def fit_wiener(experiment: Experiment, source: data.Source) -> wiener.WienerRest
         measure(source),
         levels=(experiment.levels or 100) if tabulated else None,
         floor=total_floor(experiment.config),
+    )
+
+
+def all_alike(source: data.Source) -> bool:
+    """Whether a source holds one image alone, as often as it likes: it has no covariance."""
+    first = source.fetch_fn([0])["image"]
+    starts = range(0, source.size, 1000)
+    return all(
+        np.array_equal(batch, np.broadcast_to(first, batch.shape))
+        for batch in (
+            source.fetch_fn(range(start, min(start + 1000, source.size)))["image"]
+            for start in starts
+        )
     )
 
 

@@ -1,7 +1,10 @@
-"""How a command starts and ends: flags, help, one line for what the user got wrong."""
+"""How a command starts and ends: flags, help, signals, one line for what the user got wrong."""
 
 import contextlib
 import logging
+import os
+import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,25 +12,40 @@ from collections.abc import Callable, Iterator
 from absl import flags
 from absl import logging as absl_logging
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class UsageError(ValueError):
     """A wrong flag, config or workdir; reported in one line, exit status 2."""
 
 
-def run(main: Callable[[], int | None]) -> None:
+class Stopped(BaseException):
+    """A signal that ends the command; its number."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def run(main: Callable[[], int | None], *, again: str = "the same command starts anew") -> None:
     """Parses the flags and runs main; what the user got wrong ends in one line and status 2.
 
-    --help prints the command's docstring and its own flags, and exits 0.
+    --help prints the command's docstring and its own flags, and exits 0. SIGTERM, SIGINT and
+    SIGHUP end it in one line that says `again`, with status 128 + signal. Where nobody reads
+    what it prints any more, the work goes on.
     """
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    sys.unraisablehook = _unraisable
     if {"--help", "-help", "-h", "--helpfull"} & set(sys.argv[1:]):
         _help()
         sys.exit(0)
     with usage_errors(Exception):
         try:
-            rest = flags.FLAGS(sys.argv)
+            rest = flags.FLAGS([sys.argv[0], *map(_expanded, sys.argv[1:])])
         except (AttributeError, KeyError) as error:
             message = error.args[0]
             if isinstance(message, KeyError):  # its str would be a repr
@@ -35,8 +53,66 @@ def run(main: Callable[[], int | None]) -> None:
             raise UsageError(f"no config field {' '.join(str(message).split())}") from error
         if len(rest) > 1:
             raise UsageError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
-    with usage_errors():
-        sys.exit(main() or 0)
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        with usage_errors(OSError):
+            status = main() or 0
+    except Stopped as stopped:
+        status = 128 + stopped.number
+        print(f"stopped by {signal.Signals(stopped.number).name}: {again}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _stop(number, frame):
+    del frame
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_DFL)  # a second one ends it at once
+    raise Stopped(number)
+
+
+def _unraisable(found, usual=sys.unraisablehook):
+    # Reads of a damaged checkpoint that orbax leaves behind when the first of them fails.
+    if "Event loop is closed" not in str(found.exc_value):
+        usual(found)
+
+
+def _expanded(argument: str) -> str:
+    """~ in --name=~/somewhere, which a shell leaves as it is."""
+    name, _, value = argument.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if re.match(r"~[\w-]*(/|$)", value) else argument
+
+
+class _Lasting:
+    """A stream that outlives its reader: what can no longer be written is dropped."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda: self._stream.flush())
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._stream is None:  # closed before the command began
+            return
+        try:
+            action()
+        except (OSError, ValueError):  # no reader, no disk, no terminal; closed
+            stream, self._stream = self._stream, None
+            with contextlib.suppress(Exception):
+                # What still lies in its buffer must not fail again when Python ends.
+                with open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), stream.fileno())
+
+    def __getattr__(self, name: str):
+        if self._stream is None:
+            return getattr(sys.__stdout__, name)
+        return getattr(self._stream, name)
 
 
 def _help() -> None:
@@ -56,5 +132,8 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except (UsageError, *kinds) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, OSError) and error.strerror:
+            where = error.filename2 or error.filename
+            lines = [f"{where}: {error.strerror}" if where else error.strerror]
         print(f"error: {lines[0]}", file=sys.stderr)
         sys.exit(2)

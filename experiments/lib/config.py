@@ -55,7 +55,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UsageError(f"config.{field} must be {wanted}; got {get(config, field)!r}")
 
     for field in (
-        "train.steps train.batch_size train.accumulate sample.batch_size "
+        "train.steps train.batch_size train.accumulate train.max_skipped sample.batch_size "
         "run.log_every run.checkpoint_every run.keep model.blocks"
     ).split():
         check(get(config, field) > 0, field, "positive")

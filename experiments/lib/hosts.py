@@ -21,6 +21,7 @@ import jax
 from absl import flags
 
 from diffjax import parallel
+from experiments.lib import commands
 from experiments.lib.commands import UsageError
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts first.")
@@ -130,10 +131,12 @@ def _end(status: int, line: str) -> None:
 def _leave(error: BaseException) -> None:
     who = f"host {jax.process_index()} of {jax.process_count()}"
     reason = (str(error).strip().splitlines() or [""])[0]
-    if not isinstance(error, (UsageError, jax.errors.JaxRuntimeError, KeyboardInterrupt)):
+    if not isinstance(error, (UsageError, jax.errors.JaxRuntimeError, commands.Stopped)):
         traceback.print_exception(error)
     if jax.process_index() == 0:
         time.sleep(2)  # its end aborts the others: let them say theirs first
+    if isinstance(error, commands.Stopped):
+        _end(128 + error.number, f"{who} was stopped by {signal.Signals(error.number).name}")
     if isinstance(error, UsageError):
         _end(2, f"error: {reason}")
     if isinstance(error, jax.errors.JaxRuntimeError):
@@ -183,7 +186,7 @@ class Stop:
             for number in (signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         else:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in commands.SIGNALS:
                 signal.signal(number, self._receive)
 
     def _receive(self, number, frame):

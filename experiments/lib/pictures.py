@@ -1,7 +1,7 @@
 """The pictures that the scripts leave behind."""
 
-import json
 import pathlib
+import zipfile
 from collections.abc import Sequence
 
 import matplotlib
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax import metrics
+from experiments.lib import files
 
 
 def draw_grid(
@@ -73,6 +74,15 @@ def write_gif(path: pathlib.Path, frames: np.ndarray, *, seconds: float = 4.0) -
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
+def count_images(path: pathlib.Path) -> int:
+    """How many images a batch_*.npz holds; 0 for a file that is absent or not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as batch:
+            return len(batch["label"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return 0
+
+
 def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
     """The first `num` images that sample.py generated (None: all), [N, H, W, C] in [-1, 1]."""
     found, count = [], 0
@@ -87,10 +97,11 @@ def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
 
 def draw_curves(workdir: pathlib.Path) -> None:
     """loss.png and severity.png, from metrics.jsonl: over the steps, and for each bin of t."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = files.read_lines(workdir / "metrics.jsonl")
     steps = [line["step"] for line in lines]
+    losses = np.array([line["loss"] for line in lines], float)  # None becomes NaN
     figure, axis = plt.subplots(figsize=(6, 3.5))
-    axis.semilogy(steps, [line["loss"] for line in lines], lw=1)
+    axis.semilogy(steps, losses, lw=1)
     axis.set(xlabel="step", ylabel="training loss")
     axis.grid(alpha=0.3, which="both")
     figure.savefig(workdir / "loss.png", dpi=120, bbox_inches="tight")

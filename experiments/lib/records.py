@@ -4,6 +4,8 @@ import json
 import math
 import pathlib
 import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,69 +13,115 @@ import tensorboardX
 import tqdm
 
 from diffjax import training
+from experiments.lib import files
+
+_BROKEN = "remove it; a few lines of metrics.jsonl will then be made of fewer steps"
 
 
 class Log:
-    """Progress bar, metrics.jsonl and TensorBoard, fed with metrics that may still be computed."""
+    """Progress bar, metrics.jsonl and TensorBoard, fed with metrics that may still be computed.
+
+    A line tells the mean over the steps since the line before, those whose update was skipped left
+    out. What was read and is not yet in a line is kept in pending.json with every save, so
+    that a run that goes on from there writes the lines of one that never stopped.
+    """
 
     def __init__(self, workdir: pathlib.Path, start: int, steps: int, batch_size: int):
         self._main = jax.process_index() == 0
-        self._pending, self._batch_size = [], batch_size
+        self._batch_size = batch_size
+        self._coming: list[tuple[int, dict]] = []  # may still be computed
+        self._pending: list[tuple[int, dict]] = []  # read, and in no line yet
+        self.row = 0  # updates skipped one after another, of those read
+        self.culprit = -1  # of the last one
         self._bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", disable=not self._main, mininterval=0.5
         )
+        self._kept = workdir / "pending.json"
+        held = files.read_json(self._kept, _BROKEN).get(str(start)) if self._kept.exists() else None
+        if held is not None:
+            self.row = held["row"]
+            self._pending = [(one["step"], _arrays(one)) for one in held["metrics"]]
         if self._main:
             self._path = workdir / "metrics.jsonl"
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            self._path.write_text("".join(f"{line}\n" for line in kept))
-            spent = json.loads(kept[-1])["seconds"] if kept else 0.0
+            kept = [line for line in files.read_lines(self._path) if line["step"] <= start]
+            text = "".join(f"{json.dumps(line)}\n" for line in kept)
+            files.write_bytes(self._path, text.encode())
+            spent = held["seconds"] if held else kept[-1]["seconds"] if kept else 0.0
             self._started = time.monotonic() - spent
             self._curves = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=start
             )
 
-    def add(self, metrics) -> None:
-        self._pending.append(metrics)
+    def add(self, step: int, metrics: dict[str, Any]) -> None:
+        self._coming.append((step, metrics))
         self._bar.update()
 
-    def write(self, step: int, flush: bool) -> bool:
-        """Averages what has been computed; False if something was not finite."""
-        ready = self._pending if flush else self._pending[:-1]
-        if not ready:
-            return True
-        values = jax.device_get(ready)
-        self._pending = self._pending[len(ready) :]
-        means = {
-            name: float(np.mean([one[name] for one in values])) for name in ("loss", "grad_norm")
-        }
-        if self._main:
-            sums = jax.tree.map(
-                lambda *leaves: np.sum(leaves, axis=0), *(v["severity"] for v in values)
-            )
-            line = {"step": step, "seconds": round(time.monotonic() - self._started, 2), **means}
-            line["severity"] = training.severity_curves(sums)
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            self._draw(step, means, line["severity"])
-        return all(map(math.isfinite, means.values()))
+    def read(self, most: int, *, wait: bool) -> int | None:
+        """Takes what has been computed; the step that was the `most`-th skipped in a row, or None.
 
-    def _draw(self, step, means, curves) -> None:
-        for name, value in means.items():
-            self._curves.add_scalar(name, value, step)
-        for name, values in curves.items():
+        wait: for the step just dispatched, too.
+        """
+        ready = self._coming if wait else self._coming[:-1]
+        self._coming = self._coming[len(ready) :]
+        for (step, _), one in zip(ready, jax.device_get([m for _, m in ready]), strict=True):
+            self._pending.append((step, one))
+            self.row = self.row + 1 if one["skipped"] else 0
+            if one["skipped"]:
+                self.culprit = int(one["culprit"])
+            if self.row >= most:
+                return step
+        return None
+
+    def write(self, step: int, *, last: bool) -> None:
+        """One line, of the steps before this one; of this one too where it is the last.
+
+        Always the same steps, whether or not this one has been read for a save.
+        """
+        ready = [one for at, one in self._pending if at < step or last]
+        self._pending = self._pending[len(ready) :]
+        good = [one for one in ready if not one["skipped"]]
+        if not ready or not self._main:
+            return
+        line = {"step": step, "seconds": self._seconds()}
+        for name in ("loss", "grad_norm"):
+            line[name] = float(np.mean([one[name] for one in good])) if good else None
+        line["skipped"] = len(ready) - len(good)
+        severities = [one["severity"] for one in good]
+        severities = severities or [jax.tree.map(np.zeros_like, ready[0]["severity"])]
+        sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *severities)
+        line["severity"] = training.severity_curves(sums)
+        line = files.finite(line)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._draw(step, line)
+
+    def keep(self, step: int, others: Iterable[int]) -> None:
+        """Keeps what is in no line yet, beside what was kept at the other saved steps."""
+        if not self._main:
+            return
+        held = files.read_json(self._kept, _BROKEN) if self._kept.exists() else {}
+        held = {name: held[name] for name in map(str, others) if name in held}
+        mine = [
+            {"step": at} | jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), one)
+            for at, one in self._pending
+        ]
+        held[str(step)] = {"row": self.row, "seconds": self._seconds(), "metrics": mine}
+        files.write_json(self._kept, held)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 2)
+
+    def _draw(self, step: int, line: dict[str, Any]) -> None:
+        for name in ("loss", "grad_norm", "skipped"):
+            if line[name] is not None:
+                self._curves.add_scalar(name, line[name], step)
+        for name, values in line["severity"].items():
             for k, value in enumerate(values):
                 if value is not None:
                     self._curves.add_scalar(f"{name}/t<={(k + 1) / len(values):.1f}", value, step)
         rate = self._bar.format_dict["rate"] or math.nan
-        self._bar.set_postfix_str(
-            f"loss {means['loss']:.4f}, {rate * self._batch_size:,.0f} images/s"
-        )
-
-    def finite(self) -> bool:
-        """Whether the metrics not yet written are finite; waits for them."""
-        pending = jax.device_get(self._pending)
-        return all(np.isfinite([one["loss"], one["grad_norm"]]).all() for one in pending)
+        loss = math.nan if line["loss"] is None else line["loss"]
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate * self._batch_size:,.0f} images/s")
 
     def __enter__(self):
         return self
@@ -82,3 +130,14 @@ class Log:
         self._bar.close()
         if self._main:
             self._curves.close()
+
+
+def _arrays(one: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as `keep` wrote them; null was a number that is not finite."""
+
+    def array(value: Sequence | float | None) -> np.ndarray:
+        return np.asarray(value, np.float32)
+
+    severity = {name: array(values) for name, values in one["severity"].items()}
+    scalars = {name: array(one[name]) for name in ("loss", "grad_norm")}
+    return scalars | {name: one[name] for name in ("skipped", "culprit")} | {"severity": severity}

@@ -1,12 +1,20 @@
 """The folder of a run: what it holds, who may claim it, how it is read back.
 
 A workdir holds config.json, fitted/ (what was fitted before training), checkpoints/,
-metrics.jsonl, tensorboard/, and what the commands draw or tabulate.
+metrics.jsonl, tensorboard/, run.json (every start: see `provenance`), and what the commands draw
+or tabulate. A file "lock" is held by whoever trains there.
 """
 
 import contextlib
+import datetime
+import fcntl
 import json
+import os
 import pathlib
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +22,10 @@ import ml_collections
 
 from diffjax import checkpoints, data, parallel, priors, restorers, training, wiener
 from experiments.configs import default
-from experiments.lib import build, own
+from experiments.lib import build, files, own
 from experiments.lib.commands import UsageError
 
+_RESTORE = "restore it, or choose another --workdir"
 Prior = priors.MixturePrior | priors.BankPrior | None
 
 
@@ -38,18 +47,67 @@ def known_roots(workdir: pathlib.Path) -> dict[str, str]:
       UsageError: if one of the files has changed or gone.
     """
     path = workdir / "config.json"
-    known = json.loads(path.read_text()).get("own", {}) if path.exists() else {}
+    known = files.read_json(path, _RESTORE).get("own", {}) if path.exists() else {}
     own.check(known)
     return {name: found["root"] for name, found in known.items()}
 
 
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, roots: dict[str, str]) -> None:
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainers out of a workdir, which is made if absent; until death at the latest.
+
+    Raises:
+      UsageError: naming who trains there already.
+    """
+    if jax.process_index():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(
+                f"{workdir} is being trained in by {file.read().strip() or 'another process'}: "
+                "wait for its end, or choose another --workdir"
+            ) from error
+        except OSError as error:  # a disk that has no locks
+            print(f"warning: {workdir} cannot be locked: {error.strerror}", file=sys.stderr)
+        file.truncate(0)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def is_started(workdir: pathlib.Path) -> bool:
+    """Whether there is a checkpoint: whole, damaged or empty."""
+    names = (path.name for path in (workdir / "checkpoints").glob("*"))
+    return any(name.removesuffix(".damaged").isdecimal() for name in names)
+
+
+def claim(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    roots: dict[str, str],
+    *,
+    write: bool = True,
+) -> None:
     """Writes config.json into a new workdir, or checks that an old one holds the same experiment.
+
+    A workdir without a checkpoint holds nothing worth keeping: its config is replaced, and what
+    was fitted for it removed. write=False checks alone.
 
     Raises:
       UsageError: naming the first field that differs; nothing is written.
     """
     path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file: choose another one")
     wanted = json.loads(config.to_json())
     names = build.own_names(config)
     if names:
@@ -58,7 +116,12 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, roots: dict[
             for field, name in names.items()
         }
     if path.exists():
-        held = json.loads(path.read_text())
+        held = files.read_json(path, _RESTORE)
+        if held != wanted and not is_started(workdir):
+            if write and jax.process_index() == 0:
+                shutil.rmtree(workdir / "fitted", ignore_errors=True)
+                files.write_json(path, wanted)
+            return
         for field in sorted(_flatten(held).keys() | _flatten(wanted).keys()):
             old, new = _flatten(held).get(field), _flatten(wanted).get(field)
             if old != new and not field.startswith(("run.", "parallel")):
@@ -66,11 +129,11 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, roots: dict[
                     f"{workdir} holds another experiment: config.{field} is {old!r} there and "
                     f"{new!r} here; choose another --workdir"
                 )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and {path.name for path in workdir.iterdir()} - {"lock"}:
         raise UsageError(f"{workdir} is not empty and holds no config.json: choose another one")
-    elif jax.process_index() == 0:
+    elif write and jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        files.write_json(path, wanted)
 
 
 def _flatten(tree, prefix=""):
@@ -86,7 +149,7 @@ def fit_or_load(
 
     It is read back, so that all hosts of a pod go on with what the first one fitted.
     """
-    held = load_fitted(workdir)
+    held = load_fitted(workdir, set_aside=True)
     if held is not None:
         return held
     fitted = build.fit(experiment, source)
@@ -97,10 +160,12 @@ def fit_or_load(
     return held
 
 
-def load_fitted(workdir: pathlib.Path) -> dict[str, Any] | None:
+def load_fitted(workdir: pathlib.Path, *, set_aside: bool = False) -> dict[str, Any] | None:
     """What `fit_or_load` kept, or None."""
+    if not (workdir / "fitted").is_dir():
+        return None
     with contextlib.closing(checkpoints.open_manager(workdir / "fitted")) as manager:
-        held = checkpoints.load(manager)
+        held = checkpoints.load(manager, set_aside=set_aside)
     if held is None:
         return None
     if held["wiener"] is not None:
@@ -122,13 +187,17 @@ def read_config(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict[
     path = workdir / "config.json"
     if not path.exists():
         raise UsageError(f"{workdir} holds no config.json: train there first")
-    held = _tuples(json.loads(path.read_text()))
+    held = _tuples(files.read_json(path, "restore it, or train in another --workdir"))
     held.pop("own", None)
     config = default.get_config()
-    # The whole section, not merged: another family has not the default's arguments.
-    config.degradation = ml_collections.ConfigDict(held.pop("degradation"))
-    with config.unlocked():
-        config.update(ml_collections.ConfigDict(held))
+    try:
+        # The whole section, not merged: another family has not the default's arguments.
+        config.degradation = ml_collections.ConfigDict(held.pop("degradation"))
+        with config.unlocked():
+            config.update(ml_collections.ConfigDict(held))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"{path} is no config of an experiment: {reason}") from error
     return config, known_roots(workdir)
 
 
@@ -140,13 +209,27 @@ def load_run(workdir: pathlib.Path) -> Run:
     """
     config, roots = read_config(workdir)
     experiment, source = build.build(config, "test", roots)
-    with contextlib.closing(checkpoints.open_manager(workdir / "checkpoints")) as manager:
-        state = checkpoints.load(manager, jax.eval_shape(experiment.initial_state))
+    state = load_state(workdir, jax.eval_shape(experiment.initial_state))
     fitted = load_fitted(workdir)
     if state is None or fitted is None:
-        raise UsageError(f"{workdir} holds no checkpoint yet: train there first")
+        raise UsageError(f"{workdir} holds no whole checkpoint: train there first")
     problem = build.problem(experiment, fitted["wiener"])
     return Run(experiment, source, state, problem, fitted["prior"], roots)
+
+
+def load_state(workdir: pathlib.Path, template: Any = None) -> Any:
+    """The newest whole checkpoint of a workdir, or None; arguments as in `checkpoints.load`.
+
+    Raises:
+      UsageError: if it is of another network.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    with contextlib.closing(checkpoints.open_manager(workdir / "checkpoints")) as manager:
+        try:
+            return checkpoints.load(manager, template)
+        except ValueError as error:
+            raise UsageError(f"{error}: config.model is not that of the run") from error
 
 
 def averaged_params(path: str, experiment: build.Experiment) -> Any:
@@ -158,8 +241,7 @@ def averaged_params(path: str, experiment: build.Experiment) -> Any:
     workdir = pathlib.Path(path)
     if not (workdir / "checkpoints").is_dir():
         raise UsageError(f"--init={path} holds no checkpoint: train there first")
-    with contextlib.closing(checkpoints.open_manager(workdir / "checkpoints")) as manager:
-        held = checkpoints.load(manager)
+    held = load_state(workdir)
     wanted = jax.eval_shape(experiment.init_params, jax.eval_shape(lambda: jax.random.key(0)))
     if held is None or shapes(held["ema_params"]) != shapes(wanted):
         raise UsageError(f"--init={path} holds a network of another shape than this config's")

@@ -1,0 +1,294 @@
+"""What lies in a workdir, whole, cut or wrong, and who holds it.
+
+Oracles: the file as it was before it was cut; the lines of a log that was never interrupted; the
+operating system's own locks, asked by another file handle.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import script_runs
+
+from experiments import evaluate
+from experiments.configs import digits_deblur
+from experiments.lib import commands, files, records, runs
+from experiments.lib.commands import UsageError
+from experiments.lib.config import resolve
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "is empty"), ('{"seed": 1, ', "no whole JSON"), ("[1, 2]", "list"), ("\0\0\0", "JSON")],
+)
+def test_a_broken_config_is_named(tmp_path, text, said):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    config = resolve(digits_deblur.get_config())
+    for call in (
+        lambda: runs.read_config(tmp_path),
+        lambda: runs.known_roots(tmp_path),
+        lambda: runs.claim(tmp_path, config, {}),
+    ):
+        with pytest.raises(UsageError, match=said) as raised:
+            call()
+        assert str(path) in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert path.read_text() == text
+
+
+def test_a_config_of_something_else_is_named(tmp_path):
+    for held in (
+        {},
+        {"degradation": 3},
+        {"degradation": {}, "train": 3},
+        {"degradation": {}, "seed": "a"},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(held))
+        with pytest.raises(UsageError, match=r"config\.json is no config of an experiment"):
+            runs.read_config(tmp_path)
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    files.write_json(
+        path, {"a": float("inf"), "b": [float("nan"), 1.5], "c": (np.float64("-inf"),)}
+    )
+    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": [None]}
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_json(path, {"a": 1})
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_start_that_never_saved_does_not_refuse_another_config(tmp_path):
+    config = resolve(digits_deblur.get_config())
+    runs.claim(tmp_path, config, {})
+    (tmp_path / "fitted").mkdir()
+    config.seed = 1
+    runs.claim(tmp_path, config, {})
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    assert not (tmp_path / "fitted").exists()
+    for name in ("3", "3.damaged"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        config.seed += 1
+        with pytest.raises(UsageError, match=r"config\.seed is 1 there and"):
+            runs.claim(tmp_path, config, {})
+        (tmp_path / "checkpoints" / name).rmdir()
+
+
+# Lines
+
+
+def some_metrics(step):
+    rng = np.random.default_rng(step)
+    numbers = rng.uniform(0.1, 1, 4).astype(np.float32)
+    names = ("count", "loss", "error", "target", "target_square")
+    severity = {name: rng.uniform(1, 2, 3).astype(np.float32) for name in names}
+    skipped = step in (5, 11, 12)
+    loss = np.float32(np.nan) if skipped else numbers[0]
+    return {
+        "loss": loss, "grad_norm": numbers[1], "severity": severity,
+        "skipped": np.bool_(skipped), "culprit": np.int32(1 if skipped else -1),
+    }  # fmt: skip
+
+
+def log_steps(workdir, first, last, *, every, saves, steps):
+    """Logs as training does, up to a stop after `last`; what is in no line is lost."""
+    with records.Log(workdir, first, steps, 8) as log:
+        for step in range(first + 1, last + 1):
+            log.add(step, some_metrics(step))
+            end = step == steps
+            saving, logging = step in saves or end, step % every == 0 or end
+            if saving or logging:
+                assert log.read(3, wait=saving) is None
+            if logging:
+                log.write(step, last=end)
+            if saving:
+                log.keep(step, saves)
+
+
+def lines_of(workdir):
+    lines = files.read_lines(workdir / "metrics.jsonl")
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("killed_after", [8, 9, 10, 11, 13])
+@pytest.mark.parametrize("saved", [7, 8, 9, 12])
+@pytest.mark.parametrize("cut", [0, 7])
+def test_the_lines_of_a_resumed_run_are_those_of_one_never_stopped(
+    tmp_path, killed_after, saved, cut
+):
+    if killed_after < saved:
+        pytest.skip("it was not saved yet")
+    plain, stopped = tmp_path / "plain", tmp_path / "stopped"
+    plain.mkdir()
+    stopped.mkdir()
+    log_steps(plain, 0, 17, every=4, saves={3}, steps=17)
+    log_steps(stopped, 0, killed_after, every=4, saves={5, saved}, steps=17)
+    path = stopped / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    log_steps(stopped, saved, 17, every=4, saves={14}, steps=17)
+    if cut and killed_after // 4 * 4 <= saved:
+        # The line was cut that the checkpoint stands behind: it is gone, and the others are right.
+        assert [line for line in lines_of(plain) if line in lines_of(stopped)] == lines_of(stopped)
+        assert len(lines_of(stopped)) == len(lines_of(plain)) - 1
+    else:
+        assert lines_of(stopped) == lines_of(plain)
+    assert [line["step"] for line in lines_of(plain)] == [4, 8, 12, 16, 17]
+
+
+def test_a_line_leaves_out_what_was_skipped(tmp_path):
+    log_steps(tmp_path, 0, 17, every=4, saves={3}, steps=17)
+    for line, steps in zip(
+        lines_of(tmp_path), ([1, 2, 3], [4, 6, 7], [8, 9, 10], [13, 14, 15], [16, 17]), strict=True
+    ):
+        wanted = np.mean([some_metrics(step)["loss"] for step in steps])
+        np.testing.assert_allclose(line["loss"], wanted, rtol=1e-6)
+    assert [line["skipped"] for line in lines_of(tmp_path)] == [0, 1, 1, 1, 0]
+
+
+def test_the_step_of_the_last_of_a_row_is_told_over_a_stop(tmp_path):
+    def bad(step):
+        return some_metrics(step) | {"skipped": np.bool_(True), "culprit": np.int32(2)}
+
+    with records.Log(tmp_path, 0, 9, 8) as log:
+        for step in (1, 2):
+            log.add(step, bad(step))
+        assert log.read(3, wait=True) is None
+        log.keep(2, [])
+    with records.Log(tmp_path, 2, 9, 8) as log:
+        log.add(3, bad(3))
+        assert log.read(3, wait=False) is None  # it may still be computed
+        assert log.read(3, wait=True) == 3
+        assert log.culprit == 2
+
+
+# Who holds it
+
+
+def test_a_workdir_has_one_trainer(tmp_path):
+    workdir = tmp_path / "run"
+    with runs.lock(workdir):
+        with pytest.raises(
+            UsageError, match=f"process {os.getpid()} on .* since .*--workdir"
+        ) as raised:
+            with runs.lock(workdir):
+                pass
+        assert str(workdir) in str(raised.value)
+    with runs.lock(workdir):
+        pass
+
+
+def test_death_releases_a_workdir(tmp_path):
+    code = """
+import sys, pathlib
+from experiments.lib import runs
+manager = runs.lock(pathlib.Path(sys.argv[1]))
+manager.__enter__()
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], cwd=script_runs.ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=f"process {child.pid} "), runs.lock(tmp_path):
+            pass
+        child.kill()
+        child.wait()
+        with runs.lock(tmp_path):
+            pass
+
+
+# Streams and signals
+
+STARTS = """
+import os, signal, sys
+from experiments.lib import commands
+def main():
+    for i in range(20000):
+        print("line", i)
+    open(sys.argv[1][7:], "w").write("done")
+    if "%s": os.kill(os.getpid(), signal.%s)
+    return 3
+from absl import flags
+flags.DEFINE_string("file", None, "")
+commands.run(main, again="on it goes")
+"""
+
+
+@pytest.mark.parametrize("number", ["", "SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("stdout", ["| head -n 1", ">&-", "> /dev/full"])
+def test_a_reader_that_goes_stops_no_work(tmp_path, stdout, number):
+    code = STARTS % (number, number or "SIGTERM")
+    path = tmp_path / "done"
+    command = f'"$0" -c "$1" --file={path} {stdout}; echo ${{PIPESTATUS[0]}} >&2'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, code],
+        cwd=script_runs.ROOT, text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    *said, status = done.stderr.splitlines()
+    assert path.read_text() == "done"
+    if number:
+        assert int(status) == 128 + getattr(signal, number)
+        assert said == [f"stopped by {number}: on it goes"]
+    else:
+        assert (said, status) == ([], "3")
+
+
+def test_home_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    expanded = [commands._expanded(one) for one in ("--a=~/b", "--a=~", "--a=b~c", "--a=~/b=~/c")]
+    assert expanded == ["--a=/somewhere/b", "--a=/somewhere", "--a=b~c", "--a=/somewhere/b=~/c"]
+
+
+# Generated images
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one step."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    status, _, err = script_runs.train(workdir, "--config.train.steps=1")
+    assert status == 0, err
+    return workdir
+
+
+def all_images(folder):
+    return np.concatenate([np.load(path)["image"] for path in sorted(folder.glob("batch_*.npz"))])
+
+
+def test_more_images_in_a_folder_are_those_of_one_call(trained, tmp_path):
+    def sample(folder, num):
+        return script_runs.call(
+            "sample", f"--workdir={trained}", f"--output={folder}", f"--num={num}"
+        )
+
+    assert sample(tmp_path / "twice", 5)[0] == 0
+    assert len(all_images(tmp_path / "twice")) == 5
+    status, out, _ = sample(tmp_path / "twice", 12)
+    assert status == 0
+    assert "holds 12 images" in out
+    assert sample(tmp_path / "once", 12)[0] == 0
+    np.testing.assert_array_equal(all_images(tmp_path / "twice"), all_images(tmp_path / "once"))
+    assert len(all_images(tmp_path / "once")) == 12
+    # An evaluation says what is missing.
+    assert evaluate.incomplete(tmp_path / "once") is None
+    (tmp_path / "once" / "batch_00000008.npz").write_bytes(b"PK")
+    assert "holds 8 of 12 images" in evaluate.incomplete(tmp_path / "once")
+    (tmp_path / "once" / "settings.json").unlink()
+    assert "no settings.json" in evaluate.incomplete(tmp_path / "once")
