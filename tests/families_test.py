@@ -122,7 +122,7 @@ def test_family_trains_and_samples(case, tmp_path):
         walks.generator(experiment, sampler_name=config.sample.sampler, steps=2),
         compiler_options=QUICKLY,
     )
-    perturbation = jnp.float32(config.prior.perturbation)
+    perturbation = jnp.float32(build.start_perturbation(config))
     operand = (state.ema_params, problem, fitted["prior"], perturbation)
     image = make_fn(operand, jax.random.key(2), jnp.int32(0))
     assert image.shape == shape

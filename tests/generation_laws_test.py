@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from diffjax import samplers, schedules, wiener
+from diffjax import samplers, wiener
 from diffjax.auditing import generation_laws
 from diffjax.degradations.blur import downsample, gaussian_blur
 from diffjax.degradations.heat import heat
@@ -45,8 +45,9 @@ def product_moments():
 MOMENTS = product_moments()
 
 
-def stds(steps, last=12.0):
-    return schedules.blur_increments(steps, first=0.3, last=last)
+def stds(steps):
+    """Of each step, so that the std of all steps so far is log-spaced."""
+    return np.sqrt(np.diff(np.geomspace(0.3, 12, steps) ** 2, prepend=0))
 
 
 STDS = {name: stds(steps) for name, steps in (("long", 200), ("fifty", 50), ("five", 5))}
