@@ -102,15 +102,17 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
 
     size = chosen["batch_size"]
     # Round by round, one batch a host, so that all hosts stop after the same one.
-    rounds = range(0, num, size * jax.process_count())
+    together = size * jax.process_count()
+    rounds = range(0, num, together)
     stop = hosts.Stop(between_rounds=True)
-    with tqdm.tqdm(total=num, unit="image", desc="generating", disable=not hosts.is_first()) as bar:
-        for first in rounds:
+    quiet = not hosts.is_first()
+    with tqdm.tqdm(total=num, unit="image", desc="generating", disable=quiet) as bar:
+        for begin in rounds:
             stopping = stop.asked()
             if stopping:
                 print("interrupted: the same command goes on from there")
                 return 128 + stopping
-            start = first + size * jax.process_index()
+            start = begin + size * jax.process_index()
             batch = output / f"batch_{start:08d}.npz"
             # One that an earlier, smaller --num cut short is made again; what it holds is the same.
             if start < num and pictures.count_images(batch) < min(size, num - start):
@@ -121,7 +123,7 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
                     partial, image=images[: num - start], label=labels[: num - start]
                 )
                 os.replace(partial, batch)
-            bar.update(size * jax.process_count())
+            bar.update(min(together, num - begin))
     parallel.wait_for_all("generated")
     if not hosts.is_first():
         return 0
