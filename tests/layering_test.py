@@ -50,7 +50,8 @@ MAPPED = {"pmap", "shard_map", "NamedSharding", "Mesh", "multihost_utils"}
 TOPOLOGY = {"process_index", "process_count", "local_device_count", "device_count"}
 # laws.py tries the law "jit = eager = vmap = pmap" on a user's degradation.
 MAY_MAP = {"diffjax/parallel.py", "diffjax/degradations/laws.py"}
-MAY_ASK_FOR_TOPOLOGY = MAY_MAP | {"diffjax/data.py"}
+# One host alone renames what is damaged on disk.
+MAY_ASK_FOR_TOPOLOGY = MAY_MAP | {"diffjax/data.py", "diffjax/checkpoints.py"}
 
 
 def picture(readme):
