@@ -2,11 +2,11 @@
 
 python -m experiments.benchmark --output=docs/results/benchmark.json
 
-Every row is of this one run on this one machine: the median of several rounds, in which all that
-are compared take turns, with the first and third quartile; compilation is left out where the
-row does not speak of it. A row that needs an absent package says so. Where other programs kept
-the machine busy, no time is quoted: neither at a load above 2 before the start, nor in a row during
-which they took more than half a CPU.
+Writes OUTPUT, and prints it as a table. Every row is of this one run on this one machine: the
+median of several rounds, in which all that are compared take turns, with the first and third
+quartile; compilation is left out where the row does not speak of it. A row that needs an absent
+package says so. Where other programs kept the machine busy, no time is quoted: neither at a
+load above 2 before the start, nor in a row during which they took more than half a CPU.
 """
 
 import contextlib

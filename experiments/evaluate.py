@@ -88,29 +88,11 @@ def some(source: data.Source, most: int = judge.COMPARED) -> np.ndarray:
     return source.fetch_fn(np.sort(chosen))["image"]
 
 
-def incomplete(folder: pathlib.Path) -> str | None:
-    """Which images of a set are missing, in one line; None where it is whole."""
-    path = folder / "settings.json"
-    if not path.exists():
-        return f"{folder} holds no settings.json, so nobody knows how many images it should hold"
-    settings = files.read_json(path, "generate the images again, into another --output")
-    wanted, size = settings.get("images"), settings.get("batch_size")
-    if wanted is None or size is None:
-        return f"{path} does not say how many images there should be"
-    held = sum(
-        min(pictures.count_images(folder / f"batch_{start:08d}.npz"), wanted - start)
-        for start in range(0, wanted, size)
-    )
-    if held == wanted:
-        return None
-    return f"{folder} holds {held:,} of {wanted:,} images; the same sample command makes the rest"
-
-
 def evaluate_generated(
     folder: pathlib.Path, train: data.Source, held_out: data.Source, about: dict
 ) -> None:
     """Judges what `experiments.sample --num` wrote into a folder, beside held-out images."""
-    missing = incomplete(folder)
+    missing = pictures.incomplete(folder)
     if missing:
         print(f"incomplete: {missing}")
     images = pictures.read_images(folder)

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 CORE = {"jax", "flax", "optax", "orbax-checkpoint", "chex", "dm-pix", "numpy"}
 # Read by those who installed them by hand: oracles and comparisons.
-BY_HAND = {"torch", "diffusers"}
+BY_HAND = {"torch", "diffusers", "denoising_diffusion_pytorch"}
 # What a stranger who wants only the library has no use for; absl comes with chex.
 ABSENT = [
     *("array_record", "equinox", "grain", "matplotlib", "ml_collections", "mypy", "PIL", "pytest"),
@@ -73,11 +73,12 @@ def imports(source):
 def foreign(modules, allowed):
     """Those of the modules that are neither Python's, ours nor of an allowed distribution."""
     ours = {"diffjax", "experiments"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
-    allowed = {name(requirement) for requirement in allowed} | BY_HAND
+    allowed = {name(requirement) for requirement in allowed}
     return {
         module
         for module in modules - ours - sys.stdlib_module_names
-        if not allowed & {name(one) for one in INSTALLED.get(module, [module])}
+        if module not in BY_HAND
+        and not allowed & {name(one) for one in INSTALLED.get(module, [module])}
     }
 
 

@@ -56,8 +56,11 @@ def _remove_flags():
     scripts = {path.stem for path in (ROOT / "experiments").glob("*.py")}
     found = {}
     for name in list(flags.FLAGS):
-        module = (flags.FLAGS.find_module_defining_flag(name) or "").rpartition(".")[2]
-        if module in scripts | {"__main__"} or name.startswith("config."):
+        module = flags.FLAGS.find_module_defining_flag(name) or ""
+        # By its name where it was imported, by its path where it was run.
+        module = pathlib.Path(module).stem if "/" in module else module.rpartition(".")[2]
+        # Those that were put back below have no module any more.
+        if module in scripts | {"__main__", ""} or name.startswith("config."):
             found[name] = flags.FLAGS[name]
     flags.FLAGS.remove_flag_values(found)
     return found

@@ -107,9 +107,13 @@ def test_smoke_trains_samples_and_evaluates(env, tmp_path):
     assert list((workdir / "tensorboard").iterdir())
     assert saved_steps(workdir) == [3, 6]
 
-    before = snapshot(workdir)
+    def held():  # run.json and lock say that it was started again
+        names = [str(workdir / name) for name in ("run.json", "lock")]
+        return {path: facts for path, facts in snapshot(workdir).items() if path not in names}
+
+    before = held()
     assert "complete" in run(env, *train)
-    assert snapshot(workdir) == before
+    assert held() == before
 
     run(env, "sample", f"--workdir={workdir}")
     for name in ("samples.png", "loss.png"):
@@ -306,7 +310,7 @@ def test_bad_input_is_one_line_that_names_the_field(env, tmp_path):
 COMMANDS = [
     path.stem
     for path in sorted(ROOT.glob("experiments/*.py"))
-    if "commands.run(main)" in path.read_text()
+    if "commands.run(main" in path.read_text()
 ]
 
 
@@ -316,7 +320,10 @@ def test_help_says_what_a_command_writes_and_names_its_flags(env, tmp_path):
     for (script, _, _), status, stdout, stderr in run_cases(env, cases, tmp_path / "results"):
         assert (status, stderr) == (0, ""), script
         source = (ROOT / "experiments" / f"{script}.py").read_text()
-        own = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
+        files = [source]
+        if "@hosts.joined()" in source:
+            files.append((ROOT / "experiments" / "lib" / "hosts.py").read_text())
+        own = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", "".join(files)))
         assert own
         # Its own alone: not absl's or another command's.
         shown = set(re.findall(r"^  --([\w.]+)[:=]", stdout, re.MULTILINE))
@@ -354,7 +361,8 @@ sys.meta_path.insert(0, Watch())
 import diffjax
 for folder in ("diffjax", "experiments"):
     for path in sorted(pathlib.Path(folder).rglob("*.py")):
-        if path.name != "__init__.py":
+        # The twins are for those who have torch, which nothing here imports by itself.
+        if path.name not in ("__init__.py", "torch_twins.py"):
             flags.FLAGS.remove_flag_values(list(flags.FLAGS))  # two scripts may share a flag
             importlib.import_module(".".join(path.with_suffix("").parts))
 print(len([name for name in sys.modules if name.startswith("experiments.")]))
@@ -369,7 +377,7 @@ def test_no_module_imports_tensorflow_or_torch(env):
     assert done.returncode == 0, done.stderr
     count, found = done.stdout.splitlines()
     sources = [path.stem for path in (ROOT / "experiments").rglob("*.py")]
-    assert int(count) >= len(sources) - sources.count("__init__")
+    assert int(count) >= len(sources) - sources.count("__init__") - 1
     assert found == "[]"
     # Nor does anything try, which would show only where TensorFlow is installed.
     assert "import of tensorflow" not in done.stderr

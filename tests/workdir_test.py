@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import script_runs
 
-from experiments import evaluate
 from experiments.configs import digits_deblur
-from experiments.lib import commands, files, records, runs
+from experiments.lib import commands, files, pictures, records, runs
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -287,8 +286,8 @@ def test_more_images_in_a_folder_are_those_of_one_call(trained, tmp_path):
     np.testing.assert_array_equal(all_images(tmp_path / "twice"), all_images(tmp_path / "once"))
     assert len(all_images(tmp_path / "once")) == 12
     # An evaluation says what is missing.
-    assert evaluate.incomplete(tmp_path / "once") is None
+    assert pictures.incomplete(tmp_path / "once") is None
     (tmp_path / "once" / "batch_00000008.npz").write_bytes(b"PK")
-    assert "holds 8 of 12 images" in evaluate.incomplete(tmp_path / "once")
+    assert "holds 8 of 12 images" in pictures.incomplete(tmp_path / "once")
     (tmp_path / "once" / "settings.json").unlink()
-    assert "no settings.json" in evaluate.incomplete(tmp_path / "once")
+    assert "no settings.json" in pictures.incomplete(tmp_path / "once")

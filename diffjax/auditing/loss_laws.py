@@ -411,14 +411,14 @@ def check_loss(
       finite, not negative and not zero over a range; the gradient is w l'(0.5) / (B H W C).
     - Neither the number of examples nor of pixels changes it. The dtype is kept.
 
-    >>> from diffjax import degradations, hot
-    >>> noise = hot.gaussian_noise((6, 6, 1))
+    >>> from diffjax.degradations import base, noise
+    >>> noising = noise.gaussian_noise((6, 6, 1))
     >>> def loss_fn(network_fn, key, x0):
     ...     key_t, key_omega = jax.random.split(key)
     ...     t, omega = jax.random.uniform(key_t, (len(x0),)), jax.random.normal(key_omega, x0.shape)
-    ...     xt = jax.vmap(degradations.degrade, (None, 0, 0, 0))(noise, x0, t, omega)
+    ...     xt = jax.vmap(base.degrade, (None, 0, 0, 0))(noising, x0, t, omega)
     ...     return jnp.mean((network_fn(xt, t) - omega) ** 2)
-    >>> report = check_loss(loss_fn, noise, jax.random.key(0), (6, 6, 1), prediction="noise")
+    >>> report = check_loss(loss_fn, noising, jax.random.key(0), (6, 6, 1), prediction="noise")
     >>> list(report) == list(LAWS)
     True
 

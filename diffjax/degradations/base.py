@@ -185,6 +185,7 @@ def step_index(t: Array, steps: int) -> Array:
 
 def at_step(table: Array, k: Array, identity: Array | float) -> Array:
     """table[k - 1], the entry of step k = 1..T; `identity` at k = 0, which no table stores."""
+    identity = jnp.asarray(identity, table.dtype)
     return jnp.where(k == 0, identity, table[jnp.maximum(k - 1, 0)])
 
 

@@ -2,7 +2,7 @@
 
 python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=runs/demo
 
-1,200 steps in 2 minutes on two CPU cores; RMSE of Algorithm 2 on 360 held-out digits 0.088
+1,200 steps in 2 minutes on two CPU cores; RMSE of Algorithm 2 on 360 held-out digits 0.087
 (docs/results/demo.json).
 """
 

@@ -122,3 +122,21 @@ def draw_curves(workdir: pathlib.Path) -> None:
     axes[-1].legend(fontsize=6)
     figure.savefig(workdir / "severity.png", dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def incomplete(folder: pathlib.Path) -> str | None:
+    """Which images of a set are missing, in one line; None where it is whole."""
+    path = folder / "settings.json"
+    if not path.exists():
+        return f"{folder} holds no settings.json, so nobody knows how many images it should hold"
+    settings = files.read_json(path, "generate the images again, into another --output")
+    wanted, size = settings.get("images"), settings.get("batch_size")
+    if wanted is None or size is None:
+        return f"{path} does not say how many images there should be"
+    held = sum(
+        min(count_images(folder / f"batch_{start:08d}.npz"), wanted - start)
+        for start in range(0, wanted, size)
+    )
+    if held == wanted:
+        return None
+    return f"{folder} holds {held:,} of {wanted:,} images; the same sample command makes the rest"
