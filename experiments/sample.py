@@ -142,6 +142,9 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
 
 @hosts.joined()
 def main() -> int:
+    for flag in (_PERTURBATION, _GUIDANCE):
+        if flag.value is not None and not math.isfinite(flag.value):
+            raise UsageError(f"--{flag.name} must be finite; got {flag.value}")
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir)
     if _NUM.value is None:
@@ -150,9 +153,6 @@ def main() -> int:
         draw_restorations(run, workdir / "samples.png", _COLUMNS.value)
         return 0
     config = run.experiment.config
-    for flag in (_PERTURBATION, _GUIDANCE):
-        if flag.value is not None and not math.isfinite(flag.value):
-            raise UsageError(f"--{flag.name} must be finite; got {flag.value}")
     check_label(_LABEL.value, _GUIDANCE.value, run.experiment.objective.num_classes)
     given = _PERTURBATION.value
     restores = run.prior is not None and config.train.perturbation == 0

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -53,15 +54,13 @@ def call(script, *arguments):
 
 def _remove_flags():
     """Forgets the flags of scripts, and returns them."""
-    scripts = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    found = {}
-    for name in list(flags.FLAGS):
-        module = flags.FLAGS.find_module_defining_flag(name) or ""
-        # By its name where it was imported, by its path where it was run.
-        module = pathlib.Path(module).stem if "/" in module else module.rpartition(".")[2]
-        # Those that were put back below have no module any more.
-        if module in scripts | {"__main__", ""} or name.startswith("config."):
-            found[name] = flags.FLAGS[name]
+    texts = [path.read_text() for path in (ROOT / "experiments").glob("*.py")]
+    names = {name for text in texts for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
+    found = {
+        name: flags.FLAGS[name]
+        for name in list(flags.FLAGS)
+        if name in names or name.startswith("config.")
+    }
     flags.FLAGS.remove_flag_values(found)
     return found
 

@@ -1,0 +1,154 @@
+"""What a user may get wrong, in one table: one line that names the field, status 2, no file.
+
+Oracle: the field that each case names, which the message must hold; the folder before.
+"""
+
+import pytest
+import script_runs
+
+from experiments.lib import runs
+from experiments.lib.commands import UsageError
+
+# config field -> values that it must refuse
+FIELDS = {
+    "seed": ["-1", "2147483648", "1.5", "many"],
+    "data.name": ["nosuchset", "''", "nowhere:load", "math:nothing", "math:pi"],
+    "data.image_size": ["0", "-3", "1.5", "big"],
+    "data.limit": ["0", "-1", "few"],
+    "degradation.family": ["melting", "''", "nowhere:make", "math:pi"],
+    "degradation.kernel_size": ["4", "0", "-1"],
+    "degradation.boundary": ["wrap", "''"],
+    "degradation.stds": ["(0,)", "(-1.0,)", "()"],
+    "model.network": ["mlp", "''", "nowhere:make"],
+    "model.width": ["0", "-8", "12", "8.5", "wide"],
+    "model.multipliers": ["()", "(0,)", "(1, -1)"],
+    "model.blocks": ["0", "-1", "two"],
+    "model.attention": ["(5,)", "(-1,)"],
+    "model.dtype": ["float8", "int32", "''"],
+    "model.precondition_floor": ["0", "-1", "inf", "nan", "low"],
+    "model.class_conditional": ["maybe"],
+    "train.steps": ["0", "-1", "1.5", "many"],
+    "train.batch_size": ["0", "-2", "3", "2.5", "all"],
+    "train.loss": ["l3", "''", "L1"],
+    "train.loss_delta": ["0", "-1", "inf", "nan"],
+    "train.prediction": ["x1", "''", "epsilon"],
+    "train.weighting": ["heavy", "''"],
+    "train.times": ["always", "''"],
+    "train.levels": ["0", "-1", "1.5"],
+    "train.learning_rate": ["-1", "inf", "nan", "fast"],
+    "train.warmup": ["-1", "1.5"],
+    "train.clip_norm": ["0", "-1", "nan"],
+    "train.accumulate": ["0", "-1"],
+    "train.ema_decay": ["-0.1", "1", "2", "nan"],
+    "train.max_skipped": ["0", "-1", "1.5"],
+    "train.label_dropout": ["-0.1", "1.1", "nan"],
+    "train.perturbation": ["-1", "inf", "nan"],
+    "train.basis": ["wavelets", "''"],
+    "prior.kind": ["uniform", "''"],
+    "prior.components": ["0", "-1"],
+    "prior.images": ["0", "1", "-5"],
+    "prior.perturbation": ["-1", "inf", "nan"],
+    "sample.sampler": ["cold", "''"],
+    "sample.steps": ["0", "-1"],
+    "sample.grid": ["square", "''"],
+    "sample.dynamic_threshold": ["0", "1.1", "nan"],
+    "sample.guidance_interval": ["(0.5, 0.1)", "(-1.0, 1.0)", "(0.0, 2.0)"],
+    "sample.batch_size": ["0", "-1"],
+    "sample.images": ["0", "-1"],
+    "run.log_every": ["0", "-1"],
+    "run.checkpoint_every": ["0", "-1"],
+    "run.keep": ["0", "-1"],
+    "train.stepz": ["3"],
+    "nothing": ["3"],
+}
+CASES = [(field, value) for field, values in FIELDS.items() for value in values]
+
+
+def refuse_to_train(workdir):
+    raise UsageError("it would have trained")
+
+
+def named(field, line):
+    """Whether a line names a field: with its section, or its last name alone."""
+    return field in line or field.rpartition(".")[2] in line
+
+
+def test_the_table_is_as_long_as_it_should_be():
+    assert len(CASES) >= 120
+    assert max(map(len, FIELDS.values())) <= 10
+
+
+@pytest.mark.parametrize(("field", "value"), CASES)
+def test_a_bad_config(tmp_path, monkeypatch, field, value):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "lock", refuse_to_train)
+    workdir = tmp_path / "run"
+    status, out, err = script_runs.call(
+        "train", script_runs.CONFIG, f"--workdir={workdir}", f"--config.{field}={value}"
+    )
+    lines = err.splitlines()
+    assert (status, out) == (2, "")
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert named(field, lines[0]), err
+    assert not list(tmp_path.iterdir())
+
+
+# (command, arguments, what the line must hold); {t} is an empty folder, {f} a file
+COMMANDS = [
+    ("train", [], "--config"),
+    ("train", ["--config={t}/none.py", "--workdir={t}/new"], "none.py"),
+    ("train", [script_runs.CONFIG], "--workdir"),
+    ("train", [script_runs.CONFIG, "--workdir={f}"], "{f}"),
+    ("train", [script_runs.CONFIG, "--workdir={f}/deeper"], "{f}"),
+    ("train", [script_runs.CONFIG, "--workdir=/proc/nowhere"], "/proc/nowhere"),
+    ("train", [script_runs.CONFIG, "--workdir={t}/new", "--init={t}/none"], "--init={t}/none"),
+    ("train", [script_runs.CONFIG, "--workdir={t}/new", "stray"], "stray"),
+    ("train", [script_runs.CONFIG, "--workdir={t}/new", "--unknown=1"], "unknown"),
+    ("sample", [], "--workdir"),
+    ("sample", ["--workdir={t}"], "{t} holds no config.json"),
+    ("sample", ["--workdir={f}"], "{f}"),
+    ("sample", ["--workdir={t}", "--num=0"], "--num"),
+    ("sample", ["--workdir={t}", "--num=x"], "--num"),
+    ("sample", ["--workdir={t}", "--steps=0"], "--steps"),
+    ("sample", ["--workdir={t}", "--sampler=cold"], "--sampler"),
+    ("sample", ["--workdir={t}", "--seed=-1"], "--seed"),
+    ("sample", ["--workdir={t}", "--perturbation=-1"], "--perturbation"),
+    ("sample", ["--workdir={t}", "--perturbation=nan"], "--perturbation"),
+    ("sample", ["--workdir={t}", "--guidance=inf"], "--guidance"),
+    ("sample", ["--workdir={t}", "--columns=0"], "--columns"),
+    ("evaluate", [], "--workdir"),
+    ("evaluate", ["--workdir={t}"], "{t} holds no config.json"),
+    ("evaluate", ["--workdir={t}", "--images=0"], "--images"),
+    ("audit", [], "--workdir"),
+    ("audit", ["--workdir={t}"], "{t} holds no config.json"),
+    ("audit", ["--workdir={t}", "--images=1"], "--images"),
+    ("audit", ["--workdir={t}", "--steps=0"], "--steps"),
+    ("restore", ["--workdir={t}"], "--"),
+    ("restore", ["--workdir={t}", "--input={f}", "--output={t}/o"], "{t} holds no config.json"),
+    (
+        "restore",
+        ["--workdir={t}", "--input={f}", "--output={t}/o", "--severity=nan"],
+        "--severity",
+    ),
+    ("compare", [], "--output"),
+    ("compare", ["--output={t}/o", "--study=none"], "--study"),
+    ("compare", ["--output={t}/o", "--seeds=0"], "--seeds"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(COMMANDS)))
+def test_a_bad_flag(tmp_path, case):
+    script, arguments, message = COMMANDS[case]
+    folder, file = tmp_path / "empty", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("mine")
+    places = {"t": folder, "f": file}
+    status, out, err = script_runs.call(script, *(one.format(**places) for one in arguments))
+    lines = err.splitlines()
+    assert (status, out) == (2, "")
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert message.format(**places) in lines[0], err
+    assert not list(folder.iterdir())
+    assert file.read_text() == "mine"
