@@ -92,7 +92,8 @@ def _scale_of_t(trial: Trial) -> Iterator[Finding]:
         "sigma": (0.0, np.inf),
     }[scale.name]
     outside = max(low - np.min(told), np.max(told) - high, 0.0)
-    whole = np.array_equal(told, np.round(told))
+    # k / T times T is k but for rounding.
+    whole = np.allclose(told, np.round(told), rtol=0, atol=1e-5 * max(1.0, float(np.max(told))))
     if scale.name == "unit" and whole:
         cause = "steps are told: declare t_scale=range(T)"
     elif scale.name == "steps" and whole:
