@@ -323,4 +323,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main, again="the same command goes on where it stopped")
+    commands.run(main, again="what is written stays; start again with another --output")
