@@ -284,8 +284,7 @@ def _weight_law(trial: Trial) -> Iterator[Finding]:
         alike = float(loss_trial.mixed(trial.weights))
         yield Finding("one weight for a whole batch", alike, 0, loss_trial.MIXED)
     elif trial.unreduced_fn is not None:
-        with np.errstate(all="ignore"):
-            error = np.abs(found / declared - 1)
+        error = np.abs(found / declared - 1)
         error = np.where((found == 0) & (declared == 0), 0, error)
         why = functools.partial(loss_trial.weight_cause, trial)
         yield Finding("weights against weight_fn", float(np.nanmax(error)), 0.02, why)
@@ -321,9 +320,8 @@ def _gradient(trial: Trial) -> Iterator[Finding]:
 
 
 def _size_law(trial: Trial) -> Iterator[Finding]:
-    with np.errstate(all="ignore"):
-        what, ratio, limit, cause = loss_trial.resized_ratio(trial)
-        error = float(np.nan_to_num(abs(np.log(ratio)), nan=np.inf))
+    what, ratio, limit, cause = loss_trial.resized_ratio(trial)
+    error = float(np.nan_to_num(abs(np.log(ratio)), nan=np.inf))
     yield Finding(what, error, limit, cause or "a fixed size in the loss's mean")
 
 
@@ -363,11 +361,14 @@ LAWS: Mapping[str, Callable[[Trial], Iterator[Finding]]] = MappingProxyType(
 
 def _try_law(law: str, trial: Trial) -> list[float]:
     errors = []
-    for what, error, limit, cause in LAWS[law](trial):
-        if not error <= limit:
-            likely = cause if isinstance(cause, str) else cause()
-            raise LawError(f"{law}: {what}: {error:.3g}, but at most {limit:.3g}; likely: {likely}")
-        errors.append(float(error))
+    with np.errstate(all="ignore"):  # 0 / 0 of a broken loss is a finding, not a warning
+        for what, error, limit, cause in LAWS[law](trial):
+            if not error <= limit:
+                likely = cause if isinstance(cause, str) else cause()
+                raise LawError(
+                    f"{law}: {what}: {error:.3g}, but at most {limit:.3g}; likely: {likely}"
+                )
+            errors.append(float(error))
     return errors
 
 

@@ -166,8 +166,7 @@ def ratio_of(part: Array | float, whole: Array | float) -> float:
     """|part / whole|; 0 for 0 / 0, inf where it is no number."""
     if part == 0:
         return 0.0
-    with np.errstate(all="ignore"):
-        return float(np.nan_to_num(np.abs(np.divide(part, whole)), nan=np.inf))
+    return float(np.nan_to_num(np.abs(np.divide(part, whole)), nan=np.inf))
 
 
 def weights_of(seen: oracle.Observation, slope: float) -> np.ndarray:
