@@ -243,6 +243,11 @@ BROKEN = [
     ),
     ("growth with the error", "loss='l2'", toy, {"loss": "l1"}),
     (
+        *("growth with the error", "such as Huber's"),
+        broken(reduce_fn=lambda o, target, t: jnp.mean(losses.huber(o, target, delta=1.0))),
+        {},
+    ),
+    (
         *("growth with the error", "l1, or a root"),
         *(broken(reduce_fn=lambda o, target, t: jnp.sqrt(jnp.mean((o - target) ** 2))), {}),
     ),

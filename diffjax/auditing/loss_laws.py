@@ -237,15 +237,17 @@ def _growth(trial: Trial) -> Iterator[Finding]:
         what = f"loss {one:.4g} of an error of {ERROR}, {two:.4g} of {2 * ERROR}: no growth"
         yield Finding(what, loss_trial.ratio_of(one, two), 0.999, "the loss saturates")
         return
-    due = trial.unreduced(2 * ERROR)[0] / trial.unreduced(ERROR)[0]
-    found = loss_trial.ratio_of(two, one)
-    cause = "another loss than declared"
-    if abs(found - 4) < 0.1:
-        cause = "the loss is l2: declare loss='l2'"
-    elif abs(found - 2) < 0.05:
-        cause = "the loss is l1, or a root is taken of a mean of squares"
-    what = f"twice the error costs {found:.4g} times as much, not {due:.4g}"
-    yield Finding(what, abs(found / due - 1), 0.02, cause)
+    eight = float(trial.ask(error=8 * ERROR).loss)
+    for factor, name, larger in ((2, "twice", two), (8, "eight times", eight)):
+        due = trial.unreduced(factor * ERROR)[0] / trial.unreduced(ERROR)[0]
+        found = loss_trial.ratio_of(larger, one)
+        cause = "another loss than declared, such as Huber's"
+        if abs(found / factor**2 - 1) < 0.02:
+            cause = "the loss is l2: declare loss='l2'"
+        elif abs(found / factor - 1) < 0.02:
+            cause = "the loss is l1, or a root is taken of a mean of squares"
+        what = f"{name} the error costs {found:.4g} times as much, not {due:.4g}"
+        yield Finding(what, abs(found / due - 1), 0.02, cause)
 
 
 def _constant(trial: Trial) -> Iterator[Finding]:
