@@ -7,6 +7,9 @@ python -m experiments.sample --workdir=runs/digits_blur --num=1000
 The four conditions of docs/why-cold-diffusion-works.md: noise of 0.02 on xt in training and 1.1
 times that on the start; total stds log-spaced up to 1.5 times the image's width, so that nothing
 jumps when the last step takes the mean; 50 steps; a restorer that answers a mean.
+
+1,500 steps in 2 minutes on one CPU core. Frechet distance of 1,000 images 0.187 to the training
+images, pixels in [0, 1], the mean of three seeds (docs/results/generation.json).
 """
 
 from diffjax import schedules

@@ -3,8 +3,8 @@
 python -m experiments.train --config=experiments/configs/digits_noise.py --workdir=runs/digits_noise
 python -m experiments.sample --workdir=runs/digits_noise --num=1000
 
-1,500 steps in 3 minutes on one CPU core. Frechet distance of 1,000 images 0.074 to the training
-images, pixels in [0, 1] (docs/results/generation.json).
+1,500 steps in 3 minutes on one CPU core. Frechet distance of 1,000 images 0.066 to the training
+images, pixels in [0, 1], the mean of three seeds (docs/results/generation.json).
 """
 
 from experiments.configs import default

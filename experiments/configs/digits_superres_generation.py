@@ -4,7 +4,8 @@ python -m experiments.train --workdir=runs/digits_superres_generation \
     --config=experiments/configs/digits_superres_generation.py
 python -m experiments.sample --workdir=runs/digits_superres_generation --num=1000
 
-As digits_blur_generation; a halving at once would be a jump.
+As digits_blur_generation; a halving at once would be a jump. Frechet distance of 1,000 images 0.166
+(docs/results/generation.json).
 """
 
 from experiments.configs import digits_blur_generation
