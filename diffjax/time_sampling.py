@@ -181,6 +181,14 @@ def create_importance(bins: int) -> Importance:
     return Importance(jnp.zeros(bins), jnp.zeros(bins, jnp.int32))
 
 
+def bin_index(t: Array, bins: int) -> Array:
+    """k - 1 of the bin ((k - 1) / bins, k / bins] that a severity in [0, 1] falls in; int32.
+
+    A snapped t lies on a bin's upper edge: what rounding adds does not carry it over.
+    """
+    return jnp.clip(jnp.ceil(t * bins - 1e-3) - 1, 0, bins - 1).astype(jnp.int32)
+
+
 def update_importance(
     state: Importance,
     t_B: Array,
@@ -205,8 +213,7 @@ def update_importance(
     """
     chex.assert_rank([t_B, losses_B], 1)
     bins = state.count.shape[0]
-    # A snapped t lies on a bin's upper edge, and rounding must not carry it over.
-    bin_B = jnp.clip(jnp.ceil(t_B * bins - 1e-3) - 1, 0, bins - 1).astype(jnp.int32)
+    bin_B = bin_index(t_B, bins)
     count = jnp.zeros(bins, jnp.int32).at[bin_B].add(1)
     total = jnp.zeros(bins).at[bin_B].add(jnp.square(losses_B))
     if axis_name is not None:

@@ -165,7 +165,7 @@ def severity_sums(examples: ExampleLoss, axis_name: str | None) -> dict[str, Arr
     "count", and the sums of "loss", "error", "target" and "target_square" of the batch's
     examples: what the curves of loss, RMSE and explained variance are made of.
     """
-    bin_B = jnp.clip(jnp.ceil(examples.t * BINS) - 1, 0, BINS - 1).astype(jnp.int32)
+    bin_B = time_sampling.bin_index(examples.t, BINS)
     values = {name: getattr(examples, name) for name in ExampleLoss._fields[3:]}
     values["count"] = jnp.ones_like(examples.t)
     sums = {name: jnp.zeros(BINS).at[bin_B].add(value) for name, value in values.items()}

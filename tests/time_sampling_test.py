@@ -208,6 +208,14 @@ def test_a_snapped_severity_falls_into_its_own_bin(levels):
     np.testing.assert_array_equal(state.count, 1)
 
 
+@pytest.mark.parametrize("levels", [30, 300, 500, 1000])
+def test_a_jitted_snap_stays_in_its_bin(levels):
+    k = np.arange(1, levels + 1)
+    snapped = jax.jit(lambda k: time_sampling.snap((k - 0.5) / levels, levels))(jnp.asarray(k))
+    got = jax.jit(time_sampling.bin_index, static_argnums=1)(snapped, 10)
+    np.testing.assert_array_equal(got, (10 * k + levels - 1) // levels - 1)  # whole numbers
+
+
 def test_update_on_two_devices_is_the_update_of_the_whole_batch():
     rng = np.random.default_rng(0)
     t_B, losses_B = jnp.asarray(rng.uniform(0.01, 1, (2, 16)), jnp.float32)
