@@ -97,7 +97,7 @@ class Trajectory(NamedTuple):
     """The states of one walk, every one or every k-th; the leading axis is the step."""
 
     xt: Array  # [ceil(S / k) + 1, ...], from xT to the sample
-    x0_hat: Array  # [ceil(S / k), ...]: x0_hat[j] = R(xt[j], ts[j k])
+    x0_hat: Array  # [ceil(S / k), ...]: x0_hat[j] = R(xt[j], ts[j k]), or R after the churn
 
 
 def init_state(xT: Array) -> SamplerState:
@@ -432,8 +432,8 @@ def blurring(to_basis_fn: Callable, from_basis_fn: Callable, coefficients_fn: Ca
       from_basis_fn: its inverse.
       coefficients_fn: t -> (alpha, of u's shape or scalar; sigma, scalar).
     Returns:
-      A sampler. Equal functions make the same object; with the identity for both bases
-      it is `ddpm`.
+      A sampler. The same three functions make the same object; with the identity for both
+      bases it is `ddpm`.
     Note:
       Tables that coefficients_fn closes over become constants of the compiled walk, and
       arrays that are being traced do not belong there: the object outlives the trace.
@@ -443,8 +443,8 @@ def blurring(to_basis_fn: Callable, from_basis_fn: Callable, coefficients_fn: Ca
         del state, omega
         x0_hat = process.restore_fn(xt, t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients_fn(t), coefficients_fn(s)
-        shrink = alpha_t / alpha_s
-        c = shrink * (sigma_s / sigma_t) ** 2
+        shrink = _quotient(alpha_t, alpha_s, otherwise=1)
+        c = shrink * jnp.square(_quotient(sigma_s, sigma_t, otherwise=0))
         std = sigma_s * jnp.sqrt(jnp.maximum(1 - c * shrink, 0))
         noise = process.noise_fn(key, t, s, xt)
         us = c * to_basis_fn(xt) + (alpha_s - c * alpha_t) * to_basis_fn(x0_hat) + std * noise
@@ -622,7 +622,7 @@ def leading_grid(steps: int, *, levels: int = 1000) -> Array:
 def linspace_grid(steps: int, *, levels: int = 1000) -> Array:
     """ts = (round(j (T-1)/(S-1)) + 1) / T for j = S-1..0, then 0; float32 [S + 1].
 
-    The spacing "linspace" of the same table: both the first and the last step are visited.
+    The spacing "linspace" of the same table: both the first and the last step are visited if S > 1.
 
     >>> linspace_grid(2, levels=10).tolist()
     [1.0, 0.10000000149011612, 0.0]
@@ -684,11 +684,11 @@ def karras_grid(
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     levels = jnp.asarray((high + i / max(steps - 1, 1) * (low - high)) ** rho, jnp.float32)
 
-    def above(t):
+    def below(t):
         alpha, sigma = jax.vmap(schedule_fn)(t)
         return sigma < levels * alpha
 
-    _, ts = _bisect(above, jnp.zeros_like(levels), jnp.ones_like(levels), 40)
+    _, ts = _bisect(below, jnp.zeros_like(levels), jnp.ones_like(levels), 40)
     ts = jnp.concatenate([jnp.ones(1), ts, jnp.zeros(1)])
     if not bool(jnp.all(ts[1:] < ts[:-1])):
         raise ValueError(

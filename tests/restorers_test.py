@@ -232,6 +232,22 @@ def test_the_blurring_sampler_is_for_blurring_noise_alone(degradation):
         restorers.sampler("blurring", degradation)
 
 
+@pytest.mark.parametrize(
+    "limits", [{"d_min": 0.0}, {"d_min": 0.0, "logsnr_min": np.inf, "logsnr_max": np.inf}]
+)
+def test_the_blurring_sampler_reaches_x0_where_frequencies_or_noise_are_gone(limits):
+    x0 = images(1)[0]
+    degradation = blurring_noise(SHAPE, blur_max=20.0, **limits)
+    end = samplers.sample(
+        restorers.sampler("blurring", degradation),
+        restorers.process(degradation, lambda xt, t: x0),
+        jax.random.key(0),
+        jnp.ones(SHAPE),
+        samplers.uniform_grid(4),
+    )
+    np.testing.assert_allclose(end, x0, atol=1e-5)
+
+
 def test_the_blurring_sampler_takes_its_frequencies_from_d():
     # Without blur D is noise of the shifted cosine, and the step is DDPM's posterior.
     degradation = blurring_noise(SHAPE, blur_max=0.0)
