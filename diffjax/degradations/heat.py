@@ -228,13 +228,18 @@ class Blurring(NamedTuple):
     logsnr_max: Array
 
 
-def _apply_blurring(params, x0, t, omega):
+def _blurring_at(params, t):
+    """a and sigma, b, and d of every frequency, [H, W, 1]."""
     alpha, sigma = schedules.shifted_cosine(
         t, logsnr_min=params.logsnr_min, logsnr_max=params.logsnr_max
     )
     std = schedules.sine_squared(t, maximum=params.blur_max)
     frequency = frequencies(params.rows.shape[0], params.cols.shape[0])
-    gain = blurring_gain(frequency, std, params.d_min)
+    return alpha, sigma, std, blurring_gain(frequency, std, params.d_min)
+
+
+def _apply_blurring(params, x0, t, omega):
+    alpha, sigma, std, gain = _blurring_at(params, t)
     blurred = degrade_spectral(x0, params.rows, params.cols, gain)
     # std = 0 keeps every frequency, but a transform there and back rounds.
     blurred = jnp.where(std == 0, x0, blurred)
@@ -242,9 +247,7 @@ def _apply_blurring(params, x0, t, omega):
 
 
 def _infer_blurring(params, xt, t, x0_hat, omega):
-    _, sigma = schedules.shifted_cosine(
-        t, logsnr_min=params.logsnr_min, logsnr_max=params.logsnr_max
-    )
+    _, sigma, _, _ = _blurring_at(params, t)
     noiseless = _apply_blurring(params, x0_hat, t, jnp.zeros_like(x0_hat))
     return infer_noise(xt, jnp.ones_like(sigma), sigma, noiseless, omega)
 
@@ -304,12 +307,8 @@ def spectral_functions(params: Blurring) -> tuple[Callable, Callable, Callable]:
     """
 
     def coefficients_fn(t):
-        alpha, sigma = schedules.shifted_cosine(
-            t, logsnr_min=params.logsnr_min, logsnr_max=params.logsnr_max
-        )
-        std = schedules.sine_squared(t, maximum=params.blur_max)
-        frequency = frequencies(params.rows.shape[0], params.cols.shape[0])
-        return alpha * blurring_gain(frequency, std, params.d_min), sigma
+        alpha, sigma, _, gain = _blurring_at(params, t)
+        return alpha * gain, sigma
 
     return (
         lambda x: transform(x, params.rows, params.cols),
