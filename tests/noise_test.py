@@ -180,6 +180,7 @@ BANK = images(2)
 WRONG = [
     (gaussian_noise, {"schedule": "cosinus"}, "schedule must be one of linear, cosine"),
     (animorph, {"images": BANK, "schedule": None}, "schedule must be one of linear, cosine"),
+    (gaussian_noise, {"schedule": lambda t: (1 - t, t)}, "schedule must .* or a function with a"),
     (gaussian_noise, {"beta_min": 0.1}, "schedule cosine takes .*; got .'beta_min'"),
     (gaussian_noise, {"schedule": "tabulated"}, "schedule tabulated needs table"),
     (gaussian_noise, {"schedule": "tabulated", "table": np.ones((3, 3))}, "table must be"),

@@ -99,9 +99,9 @@ def _scheduled(
     source: Any = None,
 ) -> Degradation:
     schedule_fn = schedules.SCHEDULES.get(schedule) if isinstance(schedule, str) else schedule
-    if schedule_fn is None or not hasattr(schedule_fn, "__name__"):
+    if getattr(schedule_fn, "__name__", "<lambda>") == "<lambda>":  # one made anew is traced anew
         raise ValueError(
-            f"schedule must be one of {', '.join(schedules.SCHEDULES)}, or a function; "
+            f"schedule must be one of {', '.join(schedules.SCHEDULES)}, or a function with a name; "
             f"got {schedule!r}"
         )
     numbers = _schedule_numbers(schedule_fn, numbers)
