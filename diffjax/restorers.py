@@ -204,7 +204,8 @@ def grid(name: str, steps: int, degradation: Degradation, *, levels: int | None 
       degradation: D. "karras" needs its alpha and sigma.
       levels: T of the severities k / T, see the function `levels`; None: any severity.
     Returns:
-      ts from 1 to 0, float32 [S' + 1]; S' = S but where T is less, or does not divide.
+      ts, float32 [S' + 1], down to 0, from 1 but for "leading" and one step of "linspace".
+      S' < S where T is less, or where "karras" or "shifted" put two steps on one severity.
     Raises:
       ValueError: if there is no such grid, or D has no place for it.
     """

@@ -10,7 +10,7 @@ other way round. Where sigma grows like sqrt(t), its derivative at t = 0 is 0 he
 
 The numbers of a schedule may be arrays: they can be swept, or learned.
 
-Depends on: jax, numpy, chex.
+Depends on: jax, numpy.
 """
 
 from collections.abc import Callable, Sequence

@@ -105,7 +105,7 @@ def degrade(degradation: Degradation, x0: Array, t: Array | float, omega: Any = 
       degraded image, shape and dtype of x0.
     Raises:
       AssertionError: at trace time, if x0 has not the size D was made for.
-      ValueError: if t is a concrete number outside [0, 1].
+      ValueError: if t is a Python number outside [0, 1].
     """
     if isinstance(t, int | float) and not 0 <= t <= 1:
         raise ValueError(f"t must lie in [0, 1]; got {t}")

@@ -309,9 +309,9 @@ def downsample(
 
     Args:
       image_shape: (H, W, C) of the images.
-      sizes: pixels left along both axes, or (rows, columns) left, after each step; they
-        may not grow. T = len(sizes).
-      steps: in place of sizes, T halvings of both sides; 2^T must divide H and W.
+      sizes: pixels left along both axes, or (rows, columns) left, one after another; they
+        may not grow.
+      steps: in place of sizes, so many halvings of both sides; 2^steps must divide H and W.
       method: how D_k shrinks: "bicubic" (a = -0.75, the authors'), "bilinear" or "area"
         (the mean of the pixels that a new one covers). The first two interpolate between the
         nearest four or two pixels a side, whatever the ratio.
