@@ -66,11 +66,12 @@ def fit_and_train(
     config = experiment.config
     fitted = runs.fit_or_load(experiment, source, workdir)
     problem = build.problem(experiment, fitted["wiener"])
-    said = build.foretell(experiment, source)
-    if said is not None and jax.process_index() == 0:
-        print(said)
     manager = checkpoints.open_manager(workdir / "checkpoints", keep=config.run.keep)
     try:
+        if manager.latest_step() is None and jax.process_index() == 0:
+            said = build.foretell(experiment, source)
+            if said is not None:
+                print(said)
         status = train(experiment, source, problem, workdir, manager, init)
     except FloatingPointError as error:  # on all hosts alike
         print(f"error: {error}", file=sys.stderr)

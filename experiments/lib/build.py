@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -364,29 +364,22 @@ def fit_wiener(experiment: Experiment, source: data.Source) -> wiener.WienerRest
     )
 
 
+def _in_batches(source: data.Source, size: int = 1000) -> Iterator[np.ndarray]:
+    """All images of a source once, a bounded number at a time, with a bar where it takes long."""
+    starts = range(0, source.size, size)
+    for start in tqdm.tqdm(starts, desc="images", leave=False, disable=len(starts) < 10):
+        yield source.fetch_fn(range(start, min(start + size, source.size)))["image"]
+
+
 def all_alike(source: data.Source) -> bool:
     """Whether a source holds one image alone, as often as it likes: it has no covariance."""
     first = source.fetch_fn([0])["image"]
-    starts = range(0, source.size, 1000)
-    return all(
-        np.array_equal(batch, np.broadcast_to(first, batch.shape))
-        for batch in (
-            source.fetch_fn(range(start, min(start + 1000, source.size)))["image"]
-            for start in starts
-        )
-    )
+    return all(np.array_equal(x, np.broadcast_to(first, x.shape)) for x in _in_batches(source))
 
 
 def measure(source: data.Source) -> wiener.Moments:
     """The moments of all images of a source."""
-    moments = None
-    starts = range(0, source.size, 1000)
-    for start in tqdm.tqdm(starts, desc="moments", leave=False, disable=len(starts) < 10):
-        indices = range(start, min(start + 1000, source.size))
-        batch = wiener.measure(source.fetch_fn(indices)["image"])
-        moments = batch if moments is None else wiener.merge(moments, batch)
-    assert moments is not None  # a source holds an image at least
-    return moments
+    return functools.reduce(wiener.merge, map(wiener.measure, _in_batches(source)))
 
 
 def foretell(experiment: Experiment, source: data.Source) -> str | None:
@@ -463,7 +456,7 @@ def sampler(experiment: Experiment, name: str | None = None):
 
 
 def grid(experiment: Experiment, steps: int | None = None, name: str | None = None) -> jax.Array:
-    """ts from 1 to 0; None: the config's steps or name, or the degradation's own steps."""
+    """ts, see `restorers.grid`; None: the config's steps or name, or the degradation's own."""
     chosen = experiment.config.sample
     steps = steps or chosen.steps or experiment.levels or STEPS
     name = name or chosen.grid
