@@ -3,7 +3,6 @@ have learned anything, its learning rate being zero.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -20,14 +19,7 @@ IDLE = ["--config.train.learning_rate=0.0", "--config.train.steps=40", "--config
 
 
 @pytest.fixture(scope="module")
-def run_script(tmp_path_factory):
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("jax_cache")),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | cache
-
+def run_script(env):
     def run(script, *arguments):
         command = [sys.executable, "-m", f"experiments.{script}", *arguments]
         return subprocess.run(

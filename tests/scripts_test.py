@@ -7,7 +7,6 @@ messages that the documentation promises; the folder before, for a folder left a
 import importlib
 import json
 import math
-import os
 import pathlib
 import re
 import signal
@@ -31,18 +30,6 @@ CONFIGS = [path.stem for path in ROOT.glob("experiments/configs/*.py") if path.s
 METHODS = ["degraded", "direct", "Algorithm 1", "Algorithm 2"]
 # The smallest network, so that what is tested is the script.
 TINY = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.train.batch_size=16"]
-
-
-@pytest.fixture(scope="session")
-def env(tmp_path_factory):
-    """One CPU device, and what was compiled once is not compiled again."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("jax_cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | cache
 
 
 def start(env, script, *arguments):
