@@ -39,7 +39,7 @@ define run_suite
 $(BIN)/python -m pytest -n 2 -m "not soak and not pods"
 endef
 
-.PHONY: help demo test test-newest suite soak pods prepare clean environment
+.PHONY: help demo test test-newest suite soak soak-kills pods prepare clean environment
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -68,7 +68,10 @@ suite: environment
 	$(run_suite)
 
 soak: environment ## the audit's planted bugs over five seeds, in a quarter of an hour
-	timeout 15m $(BIN)/python -m pytest -n 2 -m soak
+	timeout 15m $(BIN)/python -m pytest -n 2 -m soak --ignore=tests/kills_test.py
+
+soak-kills: environment ## twenty times kill -9 at random moments of a training, in minutes
+	timeout 15m $(BIN)/python -m pytest -m soak tests/kills_test.py
 
 pods: environment ## two hosts that train, stop and die, as processes over loopback, in minutes
 	timeout 15m $(BIN)/python -m pytest -m pods
