@@ -99,7 +99,8 @@ def _scheduled(
     source: Any = None,
 ) -> Degradation:
     schedule_fn = schedules.SCHEDULES.get(schedule) if isinstance(schedule, str) else schedule
-    if getattr(schedule_fn, "__name__", "<lambda>") == "<lambda>":  # one made anew is traced anew
+    # A lambda, made anew, is traced anew.
+    if schedule_fn is None or getattr(schedule_fn, "__name__", "<lambda>") == "<lambda>":
         raise ValueError(
             f"schedule must be one of {', '.join(schedules.SCHEDULES)}, or a function with a name; "
             f"got {schedule!r}"
