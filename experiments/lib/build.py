@@ -41,10 +41,8 @@ def flax_network(model_class, image_shape, channels_in, channels_out, num_classe
     return initialize.as_functions(model, (*image_shape[:2], channels_in))
 
 
-NETWORKS = {
-    "unet": functools.partial(flax_network, unet.UNet),
-    "dit": functools.partial(flax_network, dit.DiT),
-}
+MODELS = {"unet": unet.UNet, "dit": dit.DiT}
+NETWORKS = {name: functools.partial(flax_network, model) for name, model in MODELS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +245,16 @@ def _check_network(config, image_shape, channels_in, num_classes, init_fn, apply
         raise UsageError(
             f"{field} must answer one image {list(image_shape)}; it answers {list(output.shape)}"
         )
+
+
+def describe_network(experiment: Experiment) -> dict[str, Any]:
+    """{"name", "arguments"}: what constructs a model of ours; of a user's, config.model."""
+    settings, name = experiment.config.model.to_dict(), experiment.config.model.network
+    if name not in MODELS:
+        return {"name": name, "arguments": settings}
+    num_classes = experiment.objective.num_classes
+    ours = {"channels": experiment.image_shape[-1], "num_classes": num_classes}
+    return {"name": name, "arguments": ours | _of(MODELS[name], settings)}
 
 
 def _optimizer(train: ml_collections.ConfigDict) -> optax.GradientTransformation:
