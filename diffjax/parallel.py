@@ -6,6 +6,8 @@
     pmap    all devices; replicated trees carry one leading device axis
     jit     all devices, by `jax.shard_map` over a mesh; no such axis
 
+and SHARDED is jit with optimizer and average in pieces, one a device.
+
 What leaves this file for a checkpoint or a metric carries no device axis.
 
 Depends on: jax, numpy.
@@ -124,15 +126,73 @@ def shard_map_step(step_fn: Callable) -> Callable:
         # the step's own mean would then leave them too large by their number.
         check_vma=False,
     )
-    compiled = jax.jit(mapped, donate_argnums=0)
+    return _with_key_data(jax.jit(mapped, donate_argnums=0))
 
-    @functools.wraps(step_fn)
+
+def _with_key_data(compiled: Callable) -> Callable:
     def step(state, batch, key, problem):
         with jax.ensure_compile_time_eval():  # a key of one host's device would not do on several
             key_data = _on_mesh(jax.random.key_data(key))
         return compiled(state, batch, key_data, problem)
 
     return step
+
+
+def sharded_step(step_fn: Callable) -> Callable:
+    """As `shard_map_step`, the optimizer and the average in pieces: stage 1 of ZeRO.
+
+    Each device updates its piece, then the parameters are gathered. See "ZeRO: Memory
+    Optimizations Toward Training Trillion Parameter Models" by Rajbhandari et al.
+    (https://arxiv.org/abs/1910.02054).
+
+    Args:
+      step_fn: as `training.train_step`, which takes a map_fn.
+    """
+    everywhere = PartitionSpec()
+
+    def map_fn(gradients_fn):
+        return jax.shard_map(
+            gradients_fn,
+            mesh=_mesh(),
+            in_specs=(everywhere, PartitionSpec(AXIS), everywhere, everywhere),
+            out_specs=everywhere,
+            check_vma=False,  # see above
+        )
+
+    def whole(state, batch, key_data, problem):
+        key = jax.random.wrap_key_data(key_data)
+        after, metrics = step_fn(state, batch, key, problem, axis_name=AXIS, map_fn=map_fn)
+        return jax.lax.with_sharding_constraint(after, _shardings(after)), metrics
+
+    return _with_key_data(jax.jit(whole, donate_argnums=0))
+
+
+def _piece(leaf: Any) -> NamedSharding:
+    """Cut along the first axis that the number of devices divides, if there is one."""
+    divisible = [size > 0 and size % jax.device_count() == 0 for size in leaf.shape]
+    if not any(divisible):
+        return _sharding(PartitionSpec())
+    return _sharding(PartitionSpec(*[None] * divisible.index(True), AXIS))
+
+
+def _shardings(state: Any) -> Any:
+    """Where each leaf of a TrainState lies between two calls of `sharded_step`."""
+    whole = jax.tree.map(lambda _: _sharding(PartitionSpec()), state)
+    pieces = jax.tree.map(_piece, state)
+    return whole._replace(opt_state=pieces.opt_state, ema_params=pieces.ema_params)
+
+
+def _in_pieces(tree: Any) -> Any:
+    """A TrainState, the same on all hosts, as `sharded_step` takes it; any other tree, whole."""
+    if not hasattr(tree, "opt_state"):
+        return _on_mesh(tree)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.make_array_from_callback(
+            np.shape(leaf), sharding, np.asarray(leaf).__getitem__
+        ),
+        tree,
+        _shardings(tree),
+    )
 
 
 def _on_mesh(tree: Any) -> Any:
@@ -150,15 +210,23 @@ def _shard_on_mesh(batch: Any) -> Any:
     )
 
 
-def _first_copy(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data), tree)
+def _gathered(tree: Any) -> Any:
+    """Every leaf, whole, on the host; in pieces: leaf by leaf from all hosts."""
+
+    def one(leaf):
+        if leaf.is_fully_replicated:
+            return np.asarray(leaf.addressable_shards[0].data)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(one, tree)
 
 
 MODES = {
     "none": Mode(_single_step, _copied, lambda batch: batch, jax.device_get),
     "pmap": Mode(pmap_step, replicate, shard, unreplicate),
-    "jit": Mode(shard_map_step, _on_mesh, _shard_on_mesh, _first_copy),
+    "jit": Mode(shard_map_step, _on_mesh, _shard_on_mesh, _gathered),
 }
+SHARDED = Mode(sharded_step, _in_pieces, _shard_on_mesh, _gathered)
 
 
 def map_examples(fn: Callable) -> Callable:

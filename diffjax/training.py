@@ -8,7 +8,8 @@ fold_in(.., global example index): never the device's index, so the same run on
 another topology sees the same severities and realizations.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -193,37 +194,18 @@ def severity_curves(sums: dict[str, np.ndarray]) -> dict[str, list[float | None]
     }
 
 
-def train_step(
+def gradients(
     state: TrainState,
     batch: Mapping[str, Array],
     key: Array,
     problem: Problem,
     *,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float,
     axis_name: str | None = None,
-) -> tuple[TrainState, dict[str, Any]]:
-    """One optimizer step on this device's share of the batch.
+) -> tuple[Any, time_sampling.Importance, dict[str, Any]]:
+    """(gradients, next importance, metrics) of a batch, averaged over the axis.
 
-    Where the loss or a gradient is not finite, after the average over the axis, the step is
-    skipped: it is counted, and parameters, average, optimizer and importance stay as they were.
-
-    Args:
-      state: replicated over the devices.
-      batch: "image" [B, H, W, C] in [-1, 1], "position" [B] int32, each example's index in
-        the global batch, and "label" [B] where the network takes one.
-      key: the run's key, the same at every step and on every device.
-      problem: see `Problem`.
-      objective: see `Objective`.
-      optimizer: an optax transformation.
-      ema_decay: d of ema <- d' ema + (1 - d') params with d' = min(d, (1 + n)/(10 + n))
-        at step n, so that a short run is not averaged with its initialization.
-      axis_name: the mapped axis to average gradients over; None on one device.
-    Returns:
-      The next state, and metrics: scalars "loss" and "grad_norm", averaged over the axis, and
-      "severity", the sums of `severity_sums`; "skipped", whether the update was; "culprit", the
-      place among the leaves of params of the first gradient that is not finite, -1 if all are.
+    Arguments and metrics as in `train_step`; of the state it reads step, params and importance.
     """
     key_times, key_examples = jax.random.split(jax.random.fold_in(key, state.step))
     histogram = problem.histogram
@@ -254,6 +236,29 @@ def train_step(
         loss, grads = jax.lax.pmean((loss, grads), axis_name)
     finite_leaves = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)])
     finite = jnp.isfinite(loss) & jnp.all(finite_leaves)
+    importance = time_sampling.update_importance(
+        state.importance, examples.t, examples.weighted, axis_name=axis_name
+    )
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.tree.norm(grads),
+        "severity": severity_sums(examples, axis_name),
+        "skipped": ~finite,
+        "culprit": jnp.where(jnp.all(finite_leaves), -1, jnp.argmin(finite_leaves)),
+    }
+    return grads, importance, metrics
+
+
+def update(
+    state: TrainState,
+    grads: Any,
+    importance: time_sampling.Importance,
+    skipped: Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+) -> TrainState:
+    """The state after these gradients; where skipped, one step later and otherwise as it was."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
@@ -262,16 +267,53 @@ def train_step(
         params=params,
         ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
         opt_state=opt_state,
-        importance=time_sampling.update_importance(
-            state.importance, examples.t, examples.weighted, axis_name=axis_name
-        ),
+        importance=importance,
     )
-    skipped = state._replace(step=after.step)
-    metrics = {
-        "loss": loss,
-        "grad_norm": optax.tree.norm(grads),
-        "severity": severity_sums(examples, axis_name),
-        "skipped": ~finite,
-        "culprit": jnp.where(jnp.all(finite_leaves), -1, jnp.argmin(finite_leaves)),
-    }
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped), metrics
+    before = state._replace(step=after.step)
+    return jax.tree.map(lambda new, old: jnp.where(skipped, old, new), after, before)
+
+
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, Array],
+    key: Array,
+    problem: Problem,
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    axis_name: str | None = None,
+    map_fn: Callable[[Callable], Callable] | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimizer step on this device's share of the batch.
+
+    Where the loss or a gradient is not finite, after the average over the axis, the step is
+    skipped: it is counted, and parameters, average, optimizer and importance stay as they were.
+
+    Args:
+      state: replicated over the devices.
+      batch: "image" [B, H, W, C] in [-1, 1], "position" [B] int32, each example's index in
+        the global batch, and "label" [B] where the network takes one.
+      key: the run's key, the same at every step and on every device.
+      problem: see `Problem`.
+      objective: see `Objective`.
+      optimizer: an optax transformation.
+      ema_decay: d of ema <- d' ema + (1 - d') params with d' = min(d, (1 + n)/(10 + n))
+        at step n, so that a short run is not averaged with its initialization.
+      axis_name: the mapped axis to average gradients over; None on one device.
+      map_fn: maps `gradients` over that axis, and the update stays outside, as
+        `parallel.sharded_step` wants it; None: who maps, maps the whole step.
+    Returns:
+      The next state, and metrics: scalars "loss" and "grad_norm", averaged over the axis, and
+      "severity", the sums of `severity_sums`; "skipped", whether the update was; "culprit", the
+      place among the leaves of params of the first gradient that is not finite, -1 if all are.
+    """
+    gradients_fn: Callable = functools.partial(gradients, objective=objective, axis_name=axis_name)
+    if map_fn is not None:
+        gradients_fn = map_fn(gradients_fn)
+    read = state._replace(ema_params=None, opt_state=None)
+    grads, importance, metrics = gradients_fn(read, batch, key, problem)
+    after = update(
+        state, grads, importance, metrics["skipped"], optimizer=optimizer, ema_decay=ema_decay
+    )
+    return after, metrics

@@ -131,7 +131,7 @@ def train(
         say(f"complete: {workdir} holds all {steps:,} steps")
         return 0
 
-    mode = parallel.MODES[config.parallel]
+    mode = parallel.SHARDED if config.shard_optimizer else parallel.MODES[config.parallel]
     step_fn = mode.step(
         functools.partial(
             training.train_step,

@@ -4,7 +4,12 @@ Runs on the two CPU devices of conftest.py.
 """
 
 import functools
+import os
+import pathlib
 import re
+import subprocess
+import sys
+import warnings
 
 import chex
 import jax
@@ -15,6 +20,7 @@ import pytest
 
 from diffjax import losses, parallel, restorers, time_sampling, training
 from diffjax.degradations.base import Degradation, draw_noise
+from diffjax.models import initialize, unet
 
 COUNT = jax.local_device_count()
 
@@ -74,14 +80,13 @@ def test_two_devices_train_as_one_does():
         np.testing.assert_array_equal(leaf[0], leaf[1])
 
 
-def small_problem(rate):
-    """(step, state, problem, batches) of plain SGD, which hides no factor, as Adam would."""
+def small_problem(optimizer):
+    """(step, state, problem, batches)."""
     rng = np.random.default_rng(0)
     params = {
         "inner": rng.normal(size=(8, 13)).astype(np.float32) / 4,
         "outer": rng.normal(size=(12, 8)).astype(np.float32) / 4,
     }
-    optimizer = optax.sgd(rate)
     step_fn = functools.partial(
         training.train_step,
         objective=restorers.Objective(network, loss_fn=losses.l2),
@@ -94,11 +99,15 @@ def small_problem(rate):
     return step_fn, training.create_state(params, optimizer), problem, batches
 
 
-@pytest.mark.parametrize("name", list(parallel.MODES))
+ALL_MODES = parallel.MODES | {"jit, sharded": parallel.SHARDED}
+
+
+@pytest.mark.parametrize("name", list(ALL_MODES))
 def test_every_mode_has_the_gradients_and_the_parameters_of_one_device(name):
-    mode, key = parallel.MODES[name], jax.random.key(3)
+    mode, key = ALL_MODES[name], jax.random.key(3)
     rate = 0.5
-    step_fn, start, problem, batches = small_problem(rate)
+    # Plain SGD hides no factor, as Adam would.
+    step_fn, start, problem, batches = small_problem(optax.sgd(rate))
     plain = jax.jit(step_fn)
     step, replicated = mode.step(step_fn), mode.replicate(problem)
     state, one = mode.replicate(start), start
@@ -118,10 +127,10 @@ def test_every_mode_has_the_gradients_and_the_parameters_of_one_device(name):
     assert max(float(abs(start.params[k] - one.params[k]).max()) for k in start.params) > 0.1
 
 
-@pytest.mark.parametrize("name", ["pmap", "jit"])
+@pytest.mark.parametrize("name", ["pmap", "jit", "jit, sharded"])
 def test_a_step_reduces_its_gradients_once_and_the_metrics_with_them(name):
-    mode, key = parallel.MODES[name], jax.random.key(3)
-    step_fn, start, problem, batches = small_problem(0.5)
+    mode, key = ALL_MODES[name], jax.random.key(3)
+    step_fn, start, problem, batches = small_problem(optax.sgd(0.5))
     step = mode.step(step_fn)
     program = jax.jit(lambda state, batch, problem: step(state, batch, key, problem))
     operands = mode.replicate(start), mode.shard(batches[0]), mode.replicate(problem)
@@ -131,6 +140,59 @@ def test_a_step_reduces_its_gradients_once_and_the_metrics_with_them(name):
     (floats,) = [types for types in reduced if "f32" in types]
     for part in ("f32[8,13]", "f32[12,8]", "f32[]", "f32[10]"):
         assert part in floats
+
+
+def memory(tree):
+    """(bytes on the first device, bytes in all)."""
+    leaves = jax.tree.leaves(tree)
+    return (
+        sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves),
+        sum(leaf.nbytes for leaf in leaves),
+    )
+
+
+def sharded_on_four():
+    """Adam in pieces: the numbers of one device, a quarter of the memory; run with 4 devices."""
+    assert jax.device_count() == 4
+    mode, key = parallel.SHARDED, jax.random.key(3)
+    optimizer = training.create_optimizer(1e-2, clip_norm=0.5)
+    step_fn, start, problem, batches = small_problem(optimizer)
+    one, state = start, mode.replicate(start)
+    step, plain, replicated = mode.step(step_fn), jax.jit(step_fn), mode.replicate(problem)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a donated argument that could not be used
+        for batch in batches:
+            state, metrics = step(state, mode.shard(batch), key, replicated)
+            one, metrics_one = plain(one, batch, key, problem)
+            chex.assert_trees_all_close(metrics, metrics_one, rtol=1e-4)
+    chex.assert_trees_all_close(mode.unreplicate(state), one, rtol=1e-4, atol=1e-5)
+    for piece in (state.opt_state, state.ema_params):
+        mine, total = memory(piece)
+        assert mine <= 0.27 * total
+    assert memory(state.params)[0] == memory(state.params)[1]
+
+    # The same of a U-Net, before its first step.
+    model = unet.UNet(channels=3, width=32)
+    init_fn, _ = initialize.as_functions(model, (16, 16, 3))
+    state = mode.replicate(training.create_state(init_fn(key), optimizer))
+    mine, total = memory((state.opt_state, state.ema_params))
+    assert mine <= 0.27 * total
+    print(f"{mine / total:.4f} of {total:,} bytes")
+
+
+def test_a_sharded_optimizer_takes_a_quarter_on_four_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    code = "import sys; sys.path.insert(0, 'tests'); import parallel_test as t; t.sharded_on_four()"
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env=os.environ | flags,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
 
 
 def test_one_device_alone_is_no_mode_for_several_hosts(monkeypatch):

@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of the parameters, the order of the data, severities, realizations
     config.smoke = False  # shrink everything to under a minute on one CPU
     config.parallel = "pmap"  # over all devices; or jit, by shard_map, or none: one device
+    config.shard_optimizer = False  # jit: optimizer and average in pieces, one a device
 
     config.data = data = ml_collections.ConfigDict()
     # digits, folder, arrays, a data set of TFDS prepared as array_record, or module:function

@@ -80,6 +80,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         ("model.dtype", ("float32", "bfloat16")),
     ):
         check(get(config, field) in choices, field, f"one of {', '.join(map(str, choices))}")
+    sharded = config.shard_optimizer
+    check(not sharded or config.parallel == "jit", "parallel", "jit with config.shard_optimizer")
     check(0 <= config.train.label_dropout <= 1, "train.label_dropout", "in [0, 1]")
     check(0 < config.train.loss_delta < math.inf, "train.loss_delta", "positive and finite")
     floor = config.model.precondition_floor

@@ -124,7 +124,7 @@ def claim(
             return
         for field in sorted(_flatten(held).keys() | _flatten(wanted).keys()):
             old, new = _flatten(held).get(field), _flatten(wanted).get(field)
-            if old != new and not field.startswith(("run.", "parallel")):
+            if old != new and not field.startswith(("run.", "parallel", "shard_optimizer")):
                 raise UsageError(
                     f"{workdir} holds another experiment: config.{field} is {old!r} there and "
                     f"{new!r} here; choose another --workdir"
