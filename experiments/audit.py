@@ -2,8 +2,9 @@
 
 python -m experiments.audit --workdir=runs/demo
 
-Writes audit.json and audit.png into the workdir. Exit status 1 if a check fails. What it cannot
-see is said in `diffjax.auditing.audit`.
+Writes audit.json and audit.png into the workdir, and for a run that generates generation.png: what
+the walk of the Wiener restorer alone makes of each mode of the held-out images. Exit status 1 if a
+check fails. What it cannot see is said in `diffjax.auditing.audit`.
 """
 
 import functools
@@ -18,7 +19,7 @@ from absl import flags
 
 from diffjax import training
 from diffjax.auditing.audit import Audit, audit
-from experiments.lib import commands, files, hosts, runs
+from experiments.lib import build, commands, files, hosts, pictures, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Held-out images to look at.", lower_bound=2)
@@ -105,8 +106,13 @@ def main() -> int:
     }
     files.write_json(workdir / "audit.json", report)
     draw(workdir / "audit.png", found.curves)
+    foretold = build.foretell(run.experiment, run.source)
+    if foretold is not None:
+        pictures.draw_generation(workdir / "generation.png", foretold)
     print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
     print(table(found))
+    if foretold is not None:
+        print(f"\n{foretold.summary}")
     return 1 if found.failed else 0
 
 

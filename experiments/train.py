@@ -69,9 +69,9 @@ def fit_and_train(
     manager = checkpoints.open_manager(workdir / "checkpoints", keep=config.run.keep)
     try:
         if manager.latest_step() is None and jax.process_index() == 0:
-            said = build.foretell(experiment, source)
-            if said is not None:
-                print(said)
+            foretold = build.foretell(experiment, source)
+            if foretold is not None:
+                print(foretold.summary)
         status = train(experiment, source, problem, workdir, manager, init)
     except FloatingPointError as error:  # on all hosts alike
         print(f"error: {error}", file=sys.stderr)

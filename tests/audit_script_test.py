@@ -7,11 +7,14 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from diffjax.auditing.audit import Audit
 from diffjax.auditing.checks import Check
+from diffjax.auditing.generation_laws import WAYS, Generation
+from experiments.lib import pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.train.batch_size=16"]
@@ -52,6 +55,25 @@ def test_a_run_that_learns_nothing_is_found_out(run_script, tmp_path):
     for row, check in zip(rows[2:], report["checks"], strict=True):
         assert [cell.strip() for cell in row.split("|")[1:3]] == [check["name"], check["status"]]
     with Image.open(tmp_path / "run" / "audit.png") as picture:
+        assert picture.width > picture.height > 100
+
+
+def test_the_picture_of_a_generation(tmp_path, monkeypatch):
+    # Ten modes, of which the walk makes nine tenths, and the two ways that must fail nothing.
+    monkeypatch.setattr(pictures.plt, "close", lambda figure: None)
+    std = np.geomspace(1, 0.1, 10)
+    made = {way: np.full(10, share) for way, share in zip(WAYS, (0.9, 0, 0), strict=True)}
+    found = Generation(std, made, 0 * std, ("jump",), "cannot generate")
+    pictures.draw_generation(tmp_path / "generation.png", found)
+    axis = pictures.plt.gca()
+    monkeypatch.undo()
+    pictures.plt.close()
+    lines = {line.get_label(): line.get_ydata() for line in axis.lines}
+    assert list(lines) == ["data", *WAYS]
+    for way, share in zip(lines, (1, 0.9, 0, 0), strict=True):
+        np.testing.assert_allclose(lines[way], share * std)
+    assert axis.get_title() == "jump broken"
+    with Image.open(tmp_path / "generation.png") as picture:
         assert picture.width > picture.height > 100
 
 

@@ -303,7 +303,7 @@ def test_the_start_and_the_floor_follow_the_perturbation():
 
 def test_a_config_that_generates_is_foretold_in_one_line():
     experiment, source = build.build(changed("digits_blur_generation"), "train")
-    line = build.foretell(experiment, source)
+    line = build.foretell(experiment, source).summary
     assert line.startswith("can generate: the Wiener restorer alone makes ")
     assert "\n" not in line
     q = experiment.config.train.perturbation

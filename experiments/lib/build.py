@@ -390,12 +390,12 @@ def measure(source: data.Source) -> wiener.Moments:
     return functools.reduce(wiener.merge, map(wiener.measure, _in_batches(source)))
 
 
-def foretell(experiment: Experiment, source: data.Source) -> str | None:
-    """In one line, whether a config that is to generate can; None for one that restores."""
+def foretell(experiment: Experiment, source: data.Source) -> generation_laws.Generation | None:
+    """Whether a config that is to generate can; None for one that restores."""
     config, degradation = experiment.config, experiment.degradation
     if config.train.perturbation == 0 or degradation.linear_fn is None:
         return None
-    found = generation_laws.check_generation(
+    return generation_laws.check_generation(
         degradation,
         measure(source),
         jax.random.key(config.seed + 5),
@@ -405,7 +405,6 @@ def foretell(experiment: Experiment, source: data.Source) -> str | None:
         floor=config.model.precondition_floor,
         samples=min(512, max(32, 2**19 // math.prod(experiment.image_shape))),
     )
-    return found.summary
 
 
 def fit_prior(

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffjax import metrics
+from diffjax.auditing.generation_laws import Generation
 from experiments.lib import files
 
 
@@ -121,6 +122,21 @@ def draw_curves(workdir: pathlib.Path) -> None:
     axes[-1].set_ylim(max(-1, np.nanmin(values)), 1.02)
     axes[-1].legend(fontsize=6)
     figure.savefig(workdir / "severity.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw_generation(path: pathlib.Path, found: Generation) -> None:
+    """Per mode, the std that each way makes, and the data's."""
+    figure, axis = plt.subplots(figsize=(6, 3.5))
+    modes = range(1, 1 + len(found.data_std))
+    axis.semilogy(modes, found.data_std, color="0.75", lw=5, label="data")
+    for (way, ratios), style in zip(found.made.items(), ("-", ":", "--"), strict=True):
+        axis.semilogy(modes, ratios * found.data_std, style, lw=1.5, label=way)
+    axis.set(xlabel="mode of the data", ylabel="std, images in [-1, 1]", ylim=(1e-4, None))
+    axis.set_title("; ".join(found.broken) + " broken" if found.broken else "can generate")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
