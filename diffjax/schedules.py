@@ -341,9 +341,8 @@ def blur_increments(steps: int, *, first: float, last: float) -> np.ndarray:
     Raises:
       ValueError: if steps is below 2, or 0 < first < last does not hold.
     Note:
-      Stds of kernels as they are asked for. A sampled kernel of less than half a pixel hardly
-      blurs, so that the first totals fall short of it: of 50 steps from 0.3 to 12, 16 stay below
-      0.3 pixels. The last total is met.
+      The totals are met by `gaussian_blur` with kernel_size=None. A sampled kernel of less than
+      half a pixel hardly blurs: of 50 steps from 0.3 to 12, 16 stay below 0.3 pixels.
     """
     if steps < 2 or not 0 < first < last < np.inf:
         raise ValueError(f"want steps >= 2 and 0 < first < last; got {steps}, {first}, {last}")

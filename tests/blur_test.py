@@ -75,6 +75,19 @@ def test_individual_blur_is_one_convolution(boundary):
         np.testing.assert_allclose(matrix @ image @ matrix.T, expected, atol=1e-14)
 
 
+@pytest.mark.parametrize("boundary", blur.BOUNDARIES)
+@pytest.mark.parametrize("size", [9, 16])
+def test_whole_gaussians_add_up_however_small(boundary, size):
+    # 400 of 0.1 pixels are one of 2, which scipy samples, 20 pixels to each side.
+    signal = np.random.default_rng(6).normal(size=size)
+    table = blur.blur_table([0.1] * 400, [None] * 400, size, boundary)
+    mode = SCIPY_MODES[boundary]
+    expected = ndimage.gaussian_filter1d(signal, 2.0, mode=mode, truncate=10)
+    np.testing.assert_allclose(table[-1] @ signal, expected, atol=1e-6)
+    alone = blur.blur_table([2.0], [None], size, boundary, cumulative=False)
+    np.testing.assert_allclose(alone[0], table[-1], atol=1e-12)
+
+
 def test_the_largest_published_blur_is_tabulated_within_two_seconds():
     start = time.perf_counter()
     table = blur.blur_table(np.exp(0.01 * np.arange(300)), [27] * 300, 128, "circular")

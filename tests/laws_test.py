@@ -56,6 +56,7 @@ def case(constructor, image_shape, **settings):
 CASES = [
     case(gaussian_blur, (8, 8, 1), stds=[1.0] * 5, kernel_size=5),
     case(gaussian_blur, (8, 8, 1), stds=[0.4, 0.8, 7.0], kernel_size=11, boundary="reflect"),
+    case(gaussian_blur, (8, 8, 1), stds=[0.1, 0.2, 0.7], boundary="symmetric"),
     case(gaussian_blur, (8, 8, 1), stds=[2.0], kernel_size=3, boundary="symmetric"),
     case(gaussian_blur, (9, 7, 3), stds=[0.5, 1.0], kernel_size=5, boundary="circular"),
     case(gaussian_blur, (9, 7, 3), stds=[0.5, 1.0], kernel_size=5, boundary="reflect"),

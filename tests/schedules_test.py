@@ -250,15 +250,15 @@ def test_blur_increments_add_up_to_log_spaced_totals(steps):
 
 
 def test_a_blur_of_such_increments_has_the_total_std():
-    # The second moment of an impulse's response, along rows: kernels of a pixel and more, as
-    # sampled ones of less blur less than their std says.
-    size, steps = 121, 5
-    increments = schedules.blur_increments(steps, first=1.0, last=6.0)
-    degradation = gaussian_blur((size, 1, 1), stds=increments, kernel_size=61)
+    # The second moment of an impulse's response, along rows; the steps of 0.12 pixels and more.
+    size, steps = 121, 50
+    increments = schedules.blur_increments(steps, first=0.3, last=12.0)
+    assert increments.min() < 0.13
+    degradation = gaussian_blur((size, 1, 1), stds=increments)
     impulse = np.zeros((size, 1, 1), np.float32)
     impulse[size // 2] = 1
     offsets = np.arange(size) - size // 2
-    for k, expected in enumerate(np.geomspace(1, 6, steps), start=1):
+    for k, expected in enumerate(np.geomspace(0.3, 12, steps), start=1):
         response = np.asarray(degrade(degradation, impulse, k / steps), np.float64)[:, 0, 0]
         np.testing.assert_allclose(response.sum(), 1, rtol=1e-5)
         np.testing.assert_allclose(np.sqrt(response @ offsets**2), expected, rtol=1e-3)

@@ -80,6 +80,13 @@ def gaussian_kernel(size: int, std: float) -> np.ndarray:
     return weights / weights.sum()
 
 
+def _spectrum(kernel_size: int | None, std: float, period: int) -> np.ndarray:
+    """The real FFT of a Gaussian on the periodic signal: of its taps, or exp(-(std w)^2 / 2)."""
+    if kernel_size is None:
+        return np.exp(-0.5 * np.square(2 * np.pi * std * np.fft.rfftfreq(period)))
+    return np.fft.rfft(_wrap(gaussian_kernel(kernel_size, std), period))
+
+
 def _period(size: int, boundary: str) -> int:
     """Length of the periodic signal that `size` pixels become under the boundary rule."""
     if boundary not in BOUNDARIES:
@@ -122,7 +129,7 @@ def convolution_matrix(kernel: np.ndarray, size: int, boundary: str) -> np.ndarr
 
 def blur_table(
     stds: Sequence[float] | np.ndarray,
-    kernel_sizes: Sequence[int] | np.ndarray,
+    kernel_sizes: Sequence[int | None] | np.ndarray,
     size: int,
     boundary: str,
     *,
@@ -136,16 +143,16 @@ def blur_table(
 
     Args:
       stds: std of each of the T steps, in pixels.
-      kernel_sizes: number of taps of each step, odd.
+      kernel_sizes: number of taps of each step, odd; None: the whole Gaussian, by its spectrum.
       size: number of pixels along the axis.
       boundary: see `convolution_matrix`.
       cumulative: whether step k follows the steps before it.
     """
     period = _period(size, boundary)
-    kernels = [gaussian_kernel(*step) for step in zip(kernel_sizes, stds, strict=True)]
-    wrapped = np.stack([_wrap(kernel, period) for kernel in kernels])
+    spectra = np.stack([_spectrum(*step, period) for step in zip(kernel_sizes, stds, strict=True)])
     if cumulative:
-        wrapped = np.fft.irfft(np.cumprod(np.fft.rfft(wrapped), axis=0), n=period)
+        spectra = np.cumprod(spectra, axis=0)
+    wrapped = np.fft.irfft(spectra, n=period)
     table = np.empty((len(wrapped), size, size))
     for k, kernel in enumerate(wrapped):
         table[k] = _periodic_matrix(kernel, size, boundary)
@@ -250,7 +257,7 @@ def gaussian_blur(
     image_shape: Sequence[int],
     *,
     stds: Sequence[float],
-    kernel_size: int | Sequence[int],
+    kernel_size: int | Sequence[int] | None = None,
     boundary: str = "circular",
     cumulative: bool = True,
     mean_at_end: bool = False,
@@ -262,7 +269,9 @@ def gaussian_blur(
     Args:
       image_shape: (H, W, C) of the images.
       stds: std of each step's kernel, in pixels, positive; T = len(stds).
-      kernel_size: taps of each step's kernel, odd; one for all, or one a step.
+      kernel_size: taps of each step's kernel, odd; one for all, or one a step. None: the whole
+        Gaussian, by its spectrum exp(-(std w)^2 / 2), so that k blurs have the std
+        sqrt(std_1^2 + ... + std_k^2), however small they are.
       boundary: "circular", "reflect" or "symmetric", as in `convolution_matrix`.
       cumulative: if False, x_t = G_k x0: each step's kernel alone ("individual").
       mean_at_end: at t = 1 every channel is its mean over x0 (the authors' "discrete").
@@ -272,18 +281,21 @@ def gaussian_blur(
     Raises:
       ValueError: if an argument is invalid; the message names it.
     Note:
-      The kernel is truncated to kernel_size taps and normalized, as in the authors'
-      code: 20 steps of std 7 in 11 taps make a std of 13.6 pixels, not 31.3. Their
+      A kernel of kernel_size taps is a sampled, truncated and normalized Gaussian, as in the
+      authors' code: 20 steps of std 7 in 11 taps make a std of 13.6 pixels, not 31.3, and
+      steps below 0.3 pixels none. Their
       "discrete" also truncates training inputs to 8 bits, which is no part of D here.
     """
     height, width, _ = require_shape(image_shape)
     stds_T = require_steps("stds", stds)
-    taps = np.asarray(kernel_size)
-    require(
-        taps.shape in ((), stds_T.shape) and bool(np.all((taps % 2 == 1) & (taps > 0))),
-        f"kernel_size must be odd, one for all or one a step; got {kernel_size}",
-    )
-    taps_T = np.broadcast_to(taps, stds_T.shape)
+    taps_T = np.full(stds_T.shape, None)
+    if kernel_size is not None:
+        taps = np.asarray(kernel_size)
+        require(
+            taps.shape in ((), stds_T.shape) and bool(np.all((taps % 2 == 1) & (taps > 0))),
+            f"kernel_size must be odd, one for all or one a step; got {kernel_size}",
+        )
+        taps_T[:] = taps
 
     def table(size):
         steps = blur_table(stds_T, taps_T, size, boundary, cumulative=cumulative)
