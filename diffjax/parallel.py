@@ -268,6 +268,39 @@ def from_first_host(value: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(value)
 
 
+def bytes_from_first_host(content: bytes) -> bytes:
+    """The first host's bytes, on every host; all must call it."""
+    if jax.process_count() == 1:
+        return content
+    size = int(from_first_host(np.int32(len(content))))
+    mine = (
+        np.frombuffer(content, np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    )
+    return np.asarray(from_first_host(mine)).tobytes()
+
+
+def from_all_hosts(tree: Any) -> list[Any]:
+    """Every host's tree of numpy arrays, in the order of the hosts; all must call it.
+
+    Bit for bit, also where JAX has no such type (float64); structure, shapes and dtypes are alike.
+    """
+    if jax.process_count() == 1:
+        return [tree]
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [np.ascontiguousarray(leaf) for leaf in leaves]
+    held = multihost_utils.process_allgather([leaf.reshape(-1).view(np.uint8) for leaf in leaves])
+    return [
+        jax.tree.unflatten(
+            structure,
+            [
+                np.asarray(bytes_of_all[host]).view(leaf.dtype).reshape(leaf.shape)
+                for bytes_of_all, leaf in zip(held, leaves, strict=True)
+            ],
+        )
+        for host in range(jax.process_count())
+    ]
+
+
 def on_any_host(flag: bool) -> bool:
     """Whether the flag is set on a host; all must call it."""
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

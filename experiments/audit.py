@@ -92,6 +92,7 @@ def draw(path: pathlib.Path, curves: dict[str, list[float]]) -> None:
 def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir)
+    foretold = build.foretell(run.experiment, run.source)  # on all hosts
     if not hosts.is_first():
         return 0
     found = audit_run(run, workdir, _IMAGES.value, _STEPS.value)
@@ -106,7 +107,6 @@ def main() -> int:
     }
     files.write_json(workdir / "audit.json", report)
     draw(workdir / "audit.png", found.curves)
-    foretold = build.foretell(run.experiment, run.source)
     if foretold is not None:
         pictures.draw_generation(workdir / "generation.png", foretold)
     print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")

@@ -68,9 +68,9 @@ def fit_and_train(
     problem = build.problem(experiment, fitted["wiener"])
     manager = checkpoints.open_manager(workdir / "checkpoints", keep=config.run.keep)
     try:
-        if manager.latest_step() is None and jax.process_index() == 0:
+        if manager.latest_step() is None:
             foretold = build.foretell(experiment, source)
-            if foretold is not None:
+            if foretold is not None and hosts.is_first():
                 print(foretold.summary)
         status = train(experiment, source, problem, workdir, manager, init)
     except FloatingPointError as error:  # on all hosts alike

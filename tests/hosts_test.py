@@ -4,6 +4,7 @@ Oracles: one process with as many devices; the exit statuses that docs/pods.md p
 list of the global batches.
 """
 
+import functools
 import os
 import re
 import signal
@@ -18,8 +19,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from diffjax import data
-from experiments.lib import hosts
+from diffjax import data, parallel
+from experiments.lib import build, hosts
 from experiments.lib.commands import UsageError
 
 
@@ -40,6 +41,9 @@ def test_two_hosts_train_as_one_does(folder):
     for path in ("params", "ema_params"):
         ends = [processes.saved(workdir, 200)[path] for workdir in (two, one)]
         np.testing.assert_allclose(*ends, atol=1e-3)
+    # Before it, moments were summed over the hosts, and the first one's prior was everybody's.
+    fits = [processes.restore(workdir / "fitted" / "0") for workdir in (two, one)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), *fits)
 
 
 # The U-Net, made small, and realizations that differ from example to example.
@@ -179,20 +183,54 @@ def test_wrong_flags_are_named(monkeypatch, given, variables, message):
         pass
 
 
+def counting(images):
+    """A source of images, and a list of what was asked for, call by call."""
+    source, asked = data.from_arrays(images), []
+
+    def fetch(indices):
+        asked.append(np.asarray(indices).tolist())
+        return source.fetch_fn(indices)
+
+    return source._replace(fetch_fn=fetch), asked
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_global_batch_does_not_depend_on_the_number_of_hosts(monkeypatch, count):
     images = np.linspace(-1, 1, 40, dtype=np.float32).reshape(10, 2, 2, 1)
-    source = data.from_arrays(images)
-    alone = [next(data.batches(source, batch_size=8, seed=3, start=n)) for n in range(3)]
+    alone = [
+        next(data.batches(data.from_arrays(images), batch_size=8, seed=3, start=n))
+        for n in range(3)
+    ]
     monkeypatch.setattr(jax, "process_count", lambda: count)
     shares = []
     for host in range(count):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        source, asked = counting(images)
         steps = data.batches(source, batch_size=8, seed=3)
         shares.append([next(steps) for _ in range(3)])
+        assert {len(one) for one in asked} == {8 // count}  # it reads nothing of the others'
     for n, whole in enumerate(alone):
         together = np.concatenate([share[n]["image"] for share in shares])
         positions = np.concatenate([share[n]["position"] for share in shares])
         assert all(len(share[n]["image"]) == 8 // count for share in shares)
         np.testing.assert_array_equal(np.sort(positions), np.arange(8))
         np.testing.assert_array_equal(together[np.argsort(positions)], whole["image"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_moments_are_summed_over_the_hosts(monkeypatch, count):
+    images = np.random.default_rng(0).uniform(-1, 1, (2500, 2, 3, 1)).astype(np.float32)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    shares, read = [], []
+    monkeypatch.setattr(parallel, "from_all_hosts", lambda mine: shares.append(mine) or shares)
+    for host in range(count):  # of four, the last one finds nothing left to read
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        source, asked = counting(images)
+        moments = build.measure(source)
+        read += [index for one in asked for index in one]
+    assert sorted(read) == list(range(len(images)))  # each by one host
+    assert moments.count == len(images)
+    np.testing.assert_allclose(moments.mean, images.mean(axis=0, dtype=np.float64), atol=1e-6)
+    far = images - images.mean(axis=0, dtype=np.float64)
+    scatter = np.einsum("bhwc,bgwc->hg", far, far)
+    np.testing.assert_allclose(moments.rows, scatter, rtol=1e-6, atol=1e-6)

@@ -111,9 +111,12 @@ def saved_steps(workdir):
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def restore(folder):
+    return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(folder / "default"))
+
+
 def saved(workdir, step):
-    tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "default")
-    return jax.tree.map(np.asarray, tree)
+    return restore(workdir / "checkpoints" / str(step))
 
 
 def wait_for_a_checkpoint(processes, workdir):

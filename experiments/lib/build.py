@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,17 @@ import numpy as np
 import optax
 import tqdm
 
-from diffjax import data, losses, priors, restorers, samplers, time_sampling, training, wiener
+from diffjax import (
+    data,
+    losses,
+    parallel,
+    priors,
+    restorers,
+    samplers,
+    time_sampling,
+    training,
+    wiener,
+)
 from diffjax.auditing import generation_laws
 from diffjax.degradations import base
 from diffjax.degradations.families import FAMILIES
@@ -373,25 +384,36 @@ def fit_wiener(experiment: Experiment, source: data.Source) -> wiener.WienerRest
 
 
 def _in_batches(source: data.Source, size: int = 1000) -> Iterator[np.ndarray]:
-    """All images of a source once, a bounded number at a time, with a bar where it takes long."""
-    starts = range(0, source.size, size)
+    """This host's share of all images of a source, once, a bounded number at a time.
+
+    With a bar where it takes long.
+    """
+    starts = range(size * jax.process_index(), source.size, size * jax.process_count())
     for start in tqdm.tqdm(starts, desc="images", leave=False, disable=len(starts) < 10):
         yield source.fetch_fn(range(start, min(start + size, source.size)))["image"]
 
 
 def all_alike(source: data.Source) -> bool:
-    """Whether a source holds one image alone, as often as it likes: it has no covariance."""
+    """Whether a source holds one image alone, as often as it likes: it has no covariance.
+
+    All hosts must call it.
+    """
     first = source.fetch_fn([0])["image"]
-    return all(np.array_equal(x, np.broadcast_to(first, x.shape)) for x in _in_batches(source))
+    mine = all(np.array_equal(x, np.broadcast_to(first, x.shape)) for x in _in_batches(source))
+    return not parallel.on_any_host(not mine)
 
 
 def measure(source: data.Source) -> wiener.Moments:
-    """The moments of all images of a source."""
-    return functools.reduce(wiener.merge, map(wiener.measure, _in_batches(source)))
+    """The moments of all images of a source, summed over the hosts' shares; all must call it."""
+    shape = source.image_shape
+    none = wiener.Moments(np.zeros(()), np.zeros(shape), *(np.zeros((n, n)) for n in shape))
+    mine = functools.reduce(wiener.merge, map(wiener.measure, _in_batches(source)), none)
+    shares = [one for one in parallel.from_all_hosts(mine) if one.count > 0]
+    return functools.reduce(wiener.merge, shares)
 
 
 def foretell(experiment: Experiment, source: data.Source) -> generation_laws.Generation | None:
-    """Whether a config that is to generate can; None for one that restores."""
+    """Whether a config that is to generate can; None for one that restores; all hosts call it."""
     config, degradation = experiment.config, experiment.degradation
     if config.train.perturbation == 0 or degradation.linear_fn is None:
         return None
@@ -435,11 +457,14 @@ def fit_prior(
 
 
 def fit(experiment: Experiment, source: data.Source) -> dict[str, Any]:
-    """{"wiener": ..., "prior": ...}: what is fitted to the training images before training."""
-    return {
-        "wiener": fit_wiener(experiment, source),
-        "prior": fit_prior(experiment, source),
-    }
+    """{"wiener": ..., "prior": ...}: what is fitted to the training images before training.
+
+    On several hosts all call it: the moments are summed over them, the prior is the first's.
+    """
+    wiener_restorer = fit_wiener(experiment, source)
+    prior = fit_prior(experiment, source) if jax.process_index() == 0 else None
+    held = parallel.bytes_from_first_host(pickle.dumps(jax.device_get(prior)))
+    return {"wiener": wiener_restorer, "prior": jax.device_put(pickle.loads(held))}
 
 
 def problem(experiment: Experiment, wiener_restorer) -> restorers.Problem:
