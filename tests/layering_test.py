@@ -44,7 +44,11 @@ OWNERS = {
     "torch": {"experiments/lib/opponents.py", TWINS},
 }
 # What is optional or slow to import: inside functions only.
-INSIDE_FUNCTIONS = {"torch": "experiments/", "sklearn": "diffjax/"}
+INSIDE_FUNCTIONS = {
+    "torch": "experiments/",
+    "sklearn": "diffjax/",
+    "matplotlib": "experiments/lib/",
+}
 
 MAPPED = {"pmap", "shard_map", "NamedSharding", "Mesh", "multihost_utils"}
 TOPOLOGY = {"process_index", "process_count", "local_device_count", "device_count"}

@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(env, tmp_path):
 RUN_CASES = """
 import json, os, runpy, signal, sys
 import experiments.lib.pictures, experiments.lib.walks
-import sklearn.datasets, tensorboardX, tensorflow_datasets
+import matplotlib.pyplot, sklearn.datasets, tensorboardX, tensorflow_datasets
 
 for i, (script, arguments, variables) in enumerate(json.load(sys.stdin)):
     child = os.fork()
@@ -307,7 +307,7 @@ def test_help_says_what_a_command_writes_and_names_its_flags(env, tmp_path):
     for (script, _, _), status, stdout, stderr in run_cases(env, cases, tmp_path / "results"):
         assert (status, stderr) == (0, ""), script
         source = (ROOT / "experiments" / f"{script}.py").read_text()
-        files = [source]
+        files = [source, (ROOT / "experiments" / "lib" / "commands.py").read_text()]
         if "@hosts.joined()" in source:
             files.append((ROOT / "experiments" / "lib" / "hosts.py").read_text())
         own = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", "".join(files)))

@@ -75,7 +75,8 @@ class Experiment:
 
     def initial_state(self) -> training.TrainState:
         params = self.init_params(jax.random.key(self.config.seed))
-        return training.create_state(params, self.optimizer)
+        # In one program: leaf by leaf, every shape is compiled by itself.
+        return jax.jit(functools.partial(training.create_state, optimizer=self.optimizer))(params)
 
 
 def named(field: str, name: str, known: Mapping[str, Any], roots: Mapping[str, str]) -> Any:
@@ -359,12 +360,14 @@ def _check_perturbation(config, degradation) -> None:
             f"config.train.perturbation = {q:g} is for train.prediction x0; got "
             f"{config.train.prediction!r}"
         )
+    if p == 0:
+        return
     noise, floor = own_noise(degradation), config.model.precondition_floor
     numbers = (
         f"config.prior.perturbation = {p:g}, train.perturbation = {q:g}, "
         f"model.precondition_floor = {floor:g}"
     )
-    if p > 0 and q == 0 and noise == 0:
+    if q == 0 and noise == 0:
         raise UsageError(f"{numbers}: R never sees such noise; set train.perturbation")
     if p > 1.5 * math.hypot(floor, q, noise):
         raise UsageError(f"{numbers}: the first exceeds 1.5 times the others: it would grow")

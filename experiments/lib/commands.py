@@ -3,15 +3,21 @@
 import contextlib
 import logging
 import os
+import pathlib
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 
+import jax
 from absl import flags
 from absl import logging as absl_logging
 
+from diffjax import cache
+
+_CACHE = flags.DEFINE_bool("compilation_cache", True, "Keep compiled programs for the next run.")
+_KEPT_BYTES = 2**30
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -55,6 +61,8 @@ def run(main: Callable[[], int | None], *, again: str = "the same command starts
             raise UsageError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
     for number in SIGNALS:
         signal.signal(number, _stop)
+    if _CACHE.value:
+        _keep_compiled()
     try:
         with usage_errors(OSError):
             status = main() or 0
@@ -63,6 +71,29 @@ def run(main: Callable[[], int | None], *, again: str = "the same command starts
         print(f"stopped by {signal.Signals(stopped.number).name}: {again}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _keep_compiled() -> None:
+    """Lets JAX keep what it compiles beside our own cache, unless it was told where to."""
+    root = cache.folder()
+    if root is None or jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = root / "compiled"
+    with contextlib.suppress(OSError):
+        _bound(folder, _KEPT_BYTES)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A command makes a hundred small programs beside the large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _bound(folder: pathlib.Path, most: int) -> None:
+    """Removes the oldest files of a folder until the others hold no more than so many bytes."""
+    entries = [(path.stat(), path) for path in folder.glob("*")]
+    held = 0
+    for facts, path in sorted(entries, key=lambda entry: entry[0].st_mtime, reverse=True):
+        held += facts.st_size
+        if held > most:
+            path.unlink(missing_ok=True)
 
 
 def _stop(number, frame):
@@ -117,8 +148,8 @@ class _Lasting:
 
 def _help() -> None:
     print((sys.modules["__main__"].__doc__ or "").strip(), end="\n\nFlags:\n")
-    own = flags.FLAGS.get_flags_for_module(sys.argv[0])
-    for flag in own + flags.FLAGS.get_flags_for_module("experiments.lib.hosts"):
+    modules = sys.argv[0], "experiments.lib.hosts", "experiments.lib.commands"
+    for flag in [flag for name in modules for flag in flags.FLAGS.get_flags_for_module(name)]:
         default = "" if flag.default is None else f" Default: {flag.default}."
         print(f"  --{flag.name}: {flag.help}{default}")
         if flag.name == "config":

@@ -4,16 +4,19 @@ import pathlib
 import zipfile
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 from diffjax import metrics
 from diffjax.auditing.generation_laws import Generation
 from experiments.lib import files
+
+
+def new_figure(size: tuple[float, float]):
+    """An empty matplotlib figure, in inches; importing matplotlib takes half a second."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size)
 
 
 def draw_grid(
@@ -28,7 +31,8 @@ def draw_grid(
     margin = 0.1 + 0.075 * max(map(len, names), default=0)
     top = 0.2 if columns else 0.02
     size = (0.72 * width + margin, 0.72 * len(rows) + top)
-    figure, axes = plt.subplots(len(rows), width, figsize=size, squeeze=False)
+    figure = new_figure(size)
+    axes = figure.subplots(len(rows), width, squeeze=False)
     for axes_row, images in zip(axes, rows, strict=True):
         for axis in axes_row:
             axis.set_axis_off()
@@ -44,7 +48,6 @@ def draw_grid(
         wspace=0.04, hspace=0.04,
     )  # fmt: skip
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -98,22 +101,26 @@ def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
 
 def draw_curves(workdir: pathlib.Path) -> None:
     """loss.png and severity.png, from metrics.jsonl: over the steps, and for each bin of t."""
+    import matplotlib
+
     lines = files.read_lines(workdir / "metrics.jsonl")
     steps = [line["step"] for line in lines]
     losses = np.array([line["loss"] for line in lines], float)  # None becomes NaN
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure = new_figure((6, 3.5))
+    axis = figure.subplots()
     axis.semilogy(steps, losses, lw=1)
     axis.set(xlabel="step", ylabel="training loss")
     axis.grid(alpha=0.3, which="both")
     figure.savefig(workdir / "loss.png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
 
     names = {"loss": "loss", "rmse": "RMSE", "explained_variance": "explained variance"}
-    figure, axes = plt.subplots(1, len(names), figsize=(12, 3.5))
+    figure = new_figure((12, 3.5))
+    axes = figure.subplots(1, len(names))
+    viridis = matplotlib.colormaps["viridis"]
     for axis, (name, label) in zip(axes, names.items(), strict=True):
         values = np.array([line["severity"][name] for line in lines], float)
         for k, series in enumerate(values.T):
-            color = plt.cm.viridis(k / values.shape[1])
+            color = viridis(k / values.shape[1])
             axis.plot(
                 steps, series, lw=1, color=color, label=f"t <= {(k + 1) / values.shape[1]:.1f}"
             )
@@ -122,7 +129,6 @@ def draw_curves(workdir: pathlib.Path) -> None:
     axes[-1].set_ylim(max(-1, np.nanmin(values)), 1.02)
     axes[-1].legend(fontsize=6)
     figure.savefig(workdir / "severity.png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
 
 
 def draw_generation(path: pathlib.Path, found: Generation) -> None:

@@ -1,0 +1,41 @@
+"""What is compiled is kept for the next run, in a bounded folder, and not where it is not wanted.
+
+Oracle: the folder, and what JAX is told.
+"""
+
+import os
+
+import jax
+import pytest
+
+from experiments.lib import commands
+
+
+@pytest.fixture
+def settings():
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_the_oldest_programs_go(tmp_path):
+    for age, name in enumerate("abcd"):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    commands._bound(tmp_path, 25)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    commands._bound(tmp_path / "absent", 25)
+
+
+def test_the_folder_is_ours_unless_jax_was_told_another(tmp_path, monkeypatch, settings):
+    monkeypatch.setenv("DIFFJAX_CACHE", "")
+    commands._keep_compiled()
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setenv("DIFFJAX_CACHE", str(tmp_path))
+    commands._keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+    jax.config.update("jax_compilation_cache_dir", "elsewhere")
+    commands._keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == "elsewhere"
