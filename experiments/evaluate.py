@@ -3,67 +3,44 @@
 python -m experiments.evaluate --workdir=runs/demo
 python -m experiments.evaluate --workdir=runs/demo --generated=runs/demo/generated
 
-Writes evaluation.json into the workdir, or distances.json beside the generated images. The second
-judges those against the training images, beside the held-out ones: Frechet and kernel distance in
-the pixels and in the features of a small classifier, how sure that classifier is, and how far the
-nearest training image lies. An image learned by heart is at a distance of 0.
+Writes evaluation.json (with --step evaluation_STEP.json) into the workdir, or distances.json beside
+the generated images. The second judges those against the training images, beside the held-out ones:
+Frechet and kernel distance in the pixels and in the features of a small classifier, how sure that
+classifier is, and how far the nearest training image lies. An image learned by heart is at a
+distance of 0.
 """
 
 import pathlib
 
-import jax
 import numpy as np
 import tqdm
 from absl import flags
 
-from diffjax import data, metrics
-from experiments.lib import build, commands, files, hosts, judge, pictures, runs, walks
+from diffjax import data
+from experiments.lib import build, commands, files, hosts, judge, pictures, runs, scores, walks
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer(
     "images", None, "Held-out images; none: the config's.", lower_bound=1
 )
+_STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; none: the latest.", lower_bound=1)
 _GENERATED = flags.DEFINE_string("generated", None, "Folder of images from experiments.sample.")
 
 
-@jax.jit
-def _scores(images_BHWC, clean_BHWC):
-    images_BHWC, clean_BHWC = metrics.to_unit(images_BHWC), metrics.to_unit(clean_BHWC)
-    return {
-        "mse": jax.vmap(metrics.mse)(images_BHWC, clean_BHWC),
-        "psnr": jax.vmap(metrics.psnr)(images_BHWC, clean_BHWC),
-        "ssim": jax.vmap(metrics.ssim)(images_BHWC, clean_BHWC),
-    }
-
-
 def evaluate(run: runs.Run, count: int) -> dict[str, dict[str, float]]:
-    """{method: {"rmse", "psnr", "ssim", "exact"}}: RMSE over all pixels, the others averaged.
-
-    The PSNR of an image that comes out exactly is infinite: "exact" counts those, and the mean is
-    over the others; None where there are none.
-    """
-    collected = {name: [] for name in walks.METHODS}
+    """The scores of every way back, see `scores.tabulate`."""
+    restored = walks.restorations(
+        run.experiment, run.state.ema_params, run.problem, run.source, count
+    )
     with tqdm.tqdm(total=count, unit="image", desc="restoring") as bar:
-        for clean, outputs in walks.restorations(
-            run.experiment, run.state.ema_params, run.problem, run.source, count
-        ):
-            for name, images in outputs.items():
-                collected[name].append(jax.device_get(_scores(images, clean)))
-            bar.update(len(clean))
 
-    def summary(scores):
-        mse, psnr, ssim = (
-            np.concatenate([one[name] for one in scores]) for name in ("mse", "psnr", "ssim")
-        )
-        return {
-            "rmse": float(np.sqrt(mse.mean())),
-            "psnr": float(psnr[np.isfinite(psnr)].mean()) if np.isfinite(psnr).any() else None,
-            "exact": int(np.isposinf(psnr).sum()),
-            "ssim": float(ssim.mean()),
-        }
+        def watched():
+            for batch in restored:
+                yield batch
+                bar.update(len(batch[0]))
 
-    return {name: summary(scores) for name, scores in collected.items()}
+        return scores.tabulate(watched())
 
 
 def markdown(table: dict[str, dict[str, float]]) -> str:
@@ -134,7 +111,7 @@ def generated_markdown(rows: dict[str, dict]) -> str:
 @hosts.joined()
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
-    run = runs.load_run(workdir)
+    run = runs.load_run(workdir, _STEP.value)
     if not hosts.is_first():
         return
     config = run.experiment.config
@@ -154,7 +131,8 @@ def main() -> None:
         "device": runs.describe_device(),
         "methods": table,
     }
-    files.write_json(workdir / "evaluation.json", report)
+    suffix = "" if _STEP.value is None else f"_{_STEP.value}"
+    files.write_json(workdir / f"evaluation{suffix}.json", report)
     print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
     print(markdown(table))
 

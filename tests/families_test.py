@@ -117,6 +117,8 @@ def test_family_trains_and_samples(case, tmp_path):
     for images in (clean, *outputs.values()):
         assert images.shape == (3, *shape)
         assert np.all(np.isfinite(images))
+    ((_, alone),) = walks.degraded(experiment, held_out, 3)
+    np.testing.assert_allclose(alone["degraded"], outputs["degraded"], atol=1e-5)
 
     make_fn = jax.jit(
         walks.generator(experiment, sampler_name=config.sample.sampler, steps=2),

@@ -121,7 +121,7 @@ def log_steps(workdir, first, last, *, every, saves, steps):
 
 def lines_of(workdir):
     lines = files.read_lines(workdir / "metrics.jsonl")
-    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
+    return [{name: line[name] for name in line if "seconds" not in name} for line in lines]
 
 
 @pytest.mark.parametrize("killed_after", [8, 9, 10, 11, 13])
@@ -157,6 +157,26 @@ def test_a_line_leaves_out_what_was_skipped(tmp_path):
         wanted = np.mean([some_metrics(step)["loss"] for step in steps])
         np.testing.assert_allclose(line["loss"], wanted, rtol=1e-6)
     assert [line["skipped"] for line in lines_of(tmp_path)] == [0, 1, 1, 1, 0]
+
+
+def test_cpu_time_goes_on_where_the_run_stopped(tmp_path, monkeypatch):
+    now = [100.0]  # of a process; the next one starts at 7
+    monkeypatch.setattr(records.time, "process_time", lambda: now[0])
+
+    def steps(first, last):
+        with records.Log(tmp_path, first, 9, 8) as log:
+            for step in range(first + 1, last + 1):
+                now[0] += 0.5
+                log.add(step, some_metrics(step))
+            assert log.read(9, wait=True) is None
+            log.write(last, last=True)
+            log.keep(last, [])
+
+    steps(0, 3)
+    now[0] = 7
+    steps(3, 9)
+    lines = files.read_lines(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["cpu_seconds"]) for line in lines] == [(3, 1.5), (9, 4.5)]
 
 
 def test_the_step_of_the_last_of_a_row_is_told_over_a_stop(tmp_path):

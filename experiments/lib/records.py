@@ -46,8 +46,9 @@ class Log:
             kept = [line for line in files.read_lines(self._path) if line["step"] <= start]
             text = "".join(f"{json.dumps(line)}\n" for line in kept)
             files.write_bytes(self._path, text.encode())
-            spent = held["seconds"] if held else kept[-1]["seconds"] if kept else 0.0
-            self._started = time.monotonic() - spent
+            spent = held or (kept[-1] if kept else {"seconds": 0.0, "cpu_seconds": 0.0})
+            self._started = time.monotonic() - spent["seconds"]
+            self._cpu_started = time.process_time() - spent["cpu_seconds"]
             self._curves = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=start
             )
@@ -82,7 +83,7 @@ class Log:
         good = [one for one in ready if not one["skipped"]]
         if not ready or not self._main:
             return
-        line = {"step": step, "seconds": self._seconds()}
+        line: dict[str, Any] = {"step": step} | self._spent()
         for name in ("loss", "grad_norm"):
             line[name] = float(np.mean([one[name] for one in good])) if good else None
         line["skipped"] = len(ready) - len(good)
@@ -105,11 +106,15 @@ class Log:
             {"step": at} | jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), one)
             for at, one in self._pending
         ]
-        held[str(step)] = {"row": self.row, "seconds": self._seconds(), "metrics": mine}
+        held[str(step)] = {"row": self.row, "metrics": mine} | self._spent()
         files.write_json(self._kept, held)
 
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._started, 2)
+    def _spent(self) -> dict[str, float]:
+        """Seconds since the first step, and those of all CPUs in this process."""
+        return {
+            "seconds": round(time.monotonic() - self._started, 2),
+            "cpu_seconds": round(time.process_time() - self._cpu_started, 2),
+        }
 
     def _draw(self, step: int, line: dict[str, Any]) -> None:
         for name in ("loss", "grad_norm", "skipped"):

@@ -201,23 +201,24 @@ def read_config(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict[
     return config, known_roots(workdir)
 
 
-def load_run(workdir: pathlib.Path) -> Run:
-    """The run of a workdir, at its latest checkpoint.
+def load_run(workdir: pathlib.Path, step: int | None = None) -> Run:
+    """The run of a workdir, at the checkpoint of a step, or at its latest.
 
     Raises:
       UsageError: if nothing was trained there, or its data has gone.
     """
     config, roots = read_config(workdir)
     experiment, source = build.build(config, "test", roots)
-    state = load_state(workdir, jax.eval_shape(experiment.initial_state))
+    state = load_state(workdir, jax.eval_shape(experiment.initial_state), step)
     fitted = load_fitted(workdir)
     if state is None or fitted is None:
-        raise UsageError(f"{workdir} holds no whole checkpoint: train there first")
+        which = "" if step is None else f" of step {step:,}"
+        raise UsageError(f"{workdir} holds no whole checkpoint{which}: train there first")
     problem = build.problem(experiment, fitted["wiener"])
     return Run(experiment, source, state, problem, fitted["prior"], roots)
 
 
-def load_state(workdir: pathlib.Path, template: Any = None) -> Any:
+def load_state(workdir: pathlib.Path, template: Any = None, step: int | None = None) -> Any:
     """The newest whole checkpoint of a workdir, or None; arguments as in `checkpoints.load`.
 
     Raises:
@@ -227,7 +228,7 @@ def load_state(workdir: pathlib.Path, template: Any = None) -> Any:
         return None
     with contextlib.closing(checkpoints.open_manager(workdir / "checkpoints")) as manager:
         try:
-            return checkpoints.load(manager, template)
+            return checkpoints.load(manager, template, step)
         except ValueError as error:
             raise UsageError(f"{error}: config.model is not that of the run") from error
 

@@ -36,11 +36,29 @@ def restorations(
     count: int,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yields (clean batch, its restorations) over the first `count` images of a source."""
-    config, ts = experiment.config, build.grid(experiment, name="uniform")
+    ts = build.grid(experiment, name="uniform")
 
     def one(operand, key, x0):
         return every_way(experiment.objective, *operand, ts, key, x0)
 
+    return _over(experiment.config, one, (params, problem), source, count)
+
+
+def degraded(
+    experiment: build.Experiment, source: data.Source, count: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """As `restorations`, of the first method alone: it needs no network."""
+
+    def one(degradation, key, x0):
+        key_omega, _ = jax.random.split(key)
+        omega = draw(degradation, key_omega, x0)
+        return {METHODS[0]: degrade(degradation, x0, 1.0, omega)}
+
+    return _over(experiment.config, one, experiment.degradation, source, count)
+
+
+def _over(config, one, operand, source, count):
+    """Yields (clean batch, one(operand, key, x0) of each) over the first `count` images."""
     restore_fn = parallel.map_examples(one)
     key = jax.random.key(config.seed + 2)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -49,7 +67,7 @@ def restorations(
         # A short last batch is filled up, so that there is one shape and one compilation.
         indices = np.arange(start, start + config.sample.batch_size)
         clean = source.fetch_fn(indices % source.size)["image"]
-        outputs = restore_fn((params, problem), keys(key, indices), clean)
+        outputs = restore_fn(operand, keys(key, indices), clean)
         left = count - start
         yield clean[:left], {name: images[:left] for name, images in outputs.items()}
 
