@@ -52,7 +52,17 @@ def called(tmp_path, monkeypatch):
         elif script == "evaluate":
             scores = [{"rmse": k / 8, "psnr": 9.0, "ssim": 1 - k / 8} for k in range(4)]
             methods = dict(zip(report.METHODS, scores, strict=True))
-            (workdir / "evaluation.json").write_text(json.dumps({"methods": methods}))
+            step = arguments.get("step")
+            name = "evaluation.json" if step is None else f"evaluation_{step}.json"
+            found = {"step": step or 1000, "methods": methods}
+            (workdir / name).write_text(json.dumps(found))
+        elif script == "train":
+            # A step costs 0.4 s of CPU time, the first one 20 s more.
+            steps = range(25, arguments.get("config.train.steps", 0) + 1, 25)
+            lines = [{"step": n, "cpu_seconds": 20 + 0.4 * n, "seconds": n / 4} for n in steps]
+            (workdir / "metrics.jsonl").write_text(
+                "".join(map("{}\n".format, map(json.dumps, lines)))
+            )
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["report", "--study=restoration", "--output=unused"])
@@ -103,6 +113,38 @@ def test_generation_tabulates_every_way(called, tmp_path, capsys):
     assert lines[-1] == "| held-out images | 0.375 | 0.2500 | 0.4 | 50% | 2.00 |"
     for picture in ("it.png", "it_blur.png"):
         assert width(tmp_path / "out" / picture) > 100
+
+
+def test_mnist_spends_its_budget_and_is_set_beside_the_paper(called, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "degraded", lambda name: {"degraded": {"rmse": 0.5, "ssim": 0.25}})
+    with flagsaver.flagsaver(study="mnist", cpu_seconds=410):
+        report.main()
+    lines = capsys.readouterr().out.splitlines()
+    # 410 s pay for 1,025 steps; with 8 points at multiples of 25, for 1,000, saved every 125.
+    trained = [arguments for script, arguments in called if script == "train"]
+    assert [one["config.train.steps"] for one in trained] == 3 * [75, 1000]
+    assert trained[1]["config.run.checkpoint_every"] == 125
+    judged = [arguments for script, arguments in called if script == "evaluate"]
+    assert [(one["step"], one["images"]) for one in judged[:4]] == [
+        (125, 256), (250, 256), (500, 256), (None, None),
+    ]  # fmt: skip
+    # 420 s in all are 7 minutes.
+    row = "0.000 / 1.000 | 0.125 / 0.875 | 0.250 / 0.750 | 0.375 / 0.625 |"
+    assert lines[-12:-10] == [
+        f"| mnist_deblur | 7.0 | {row}",
+        "| the paper |  | 0.287 | 0.142 / 0.757 |  | 0.154 / 0.718 |",
+    ]
+    assert lines[-2:] == [
+        "| cifar10_superres |  | 0.500 / 0.250 |  |  |  |",
+        "| the paper |  | 0.146 / 0.279 |  |  |  |",
+    ]
+    held = json.loads((tmp_path / "out" / "it.json").read_text())
+    assert [one["cpu_seconds"] for one in held["results"]["mnist_superres"]] == [70, 120, 220, 420]
+    assert width(tmp_path / "out" / "it.png") > 100
+    # Again: nothing is judged twice.
+    with flagsaver.flagsaver(study="mnist", cpu_seconds=410):
+        report.main()
+    assert sum(script == "evaluate" for script, _ in called) == len(judged) == 12
 
 
 def test_it_ends_as_the_script_that_fails(monkeypatch):

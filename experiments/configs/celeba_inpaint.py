@@ -4,8 +4,8 @@ python -m experiments.train --workdir=runs/celeba_inpaint \
     --config=experiments/configs/celeba_inpaint.py
 
 Setting: std_i = 0.2 (i + 1) ("Incremental"), as the README of the authors' code has it.
-Published: FID 5.73 by Algorithm 2 and 7.74 direct, between test images and their own
-restorations; read in a secondary source that was checked against the paper, not in the paper.
+Published (Table 2 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.039 / 0.922, Algorithm 2 0.043 / 0.917 (FID 7.74, 5.73).
 Deviations: as in celeba_deblur (theirs is 350,000 steps here).
 """
 

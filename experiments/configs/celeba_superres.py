@@ -4,7 +4,8 @@ python -m experiments.train --workdir=runs/celeba_superres \
     --config=experiments/configs/celeba_superres.py
 
 Setting: "Incremental_factor_2", as the README of the authors' code has it.
-Published: the paper has numbers for it, of which none could be verified, so none is given here.
+Published (Table 3 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.196 / 0.400, Algorithm 2 0.201 / 0.381 (FID 112.84, 96.92).
 Deviations: as in celeba_deblur.
 """
 

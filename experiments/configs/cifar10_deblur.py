@@ -4,8 +4,8 @@ python -m experiments.train --workdir=runs/cifar10_deblur \
     --config=experiments/configs/cifar10_deblur.py
 
 Setting: std_i = 0.35 + i / 100 ("Special_6_routine"), as the README of the authors' code has it.
-Published: FID 80.08 by Algorithm 2 and 83.69 direct, between test images and their own
-restorations; read in a secondary source that was checked against the paper, not in the paper.
+Published (Table 1 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.071 / 0.775, Algorithm 2 0.075 / 0.773 (FID 83.69, 80.08).
 Deviations: a U-Net of 7.3 M parameters for 50,000 steps with a decaying learning rate, theirs of
 35.7 M for 700,000 at 2e-5; no dropout, no random crops and flips. Meant for one accelerator.
 """

@@ -5,8 +5,8 @@ python -m experiments.train --workdir=runs/cifar10_inpaint \
 
 Setting: std_i = 0.1 (i + 11) ("Random_Incremental"), from the README of the authors' code; the
 initial mask of 11 is its script's default.
-Published: FID 8.92 by Algorithm 2 and 9.97 direct, between test images and their own
-restorations; read in a secondary source that was checked against the paper, not in the paper.
+Published (Table 2 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.063 / 0.869, Algorithm 2 0.068 / 0.859 (FID 9.97, 8.92).
 Deviations: as in cifar10_deblur; nor are training inputs truncated to 8 bits ("discrete").
 """
 

@@ -4,7 +4,8 @@ python -m experiments.train --workdir=runs/cifar10_superres \
     --config=experiments/configs/cifar10_superres.py
 
 Setting: "Incremental_factor_2", as the README of the authors' code has it.
-Published: the paper has numbers for it, of which none could be verified, so none is given here.
+Published (Table 3 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.152 / 0.420, Algorithm 2 0.155 / 0.411 (FID 169.94, 152.76).
 Deviations: as in cifar10_deblur.
 """
 

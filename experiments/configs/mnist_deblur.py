@@ -1,14 +1,12 @@
 """Deblurring MNIST with Cold Diffusion's setting: 20 steps of std 7 in 11x11 circular kernels.
 
 python -m experiments.train --config=experiments/configs/mnist_deblur.py --workdir=runs/mnist
-python -m experiments.evaluate --workdir=runs/mnist --images=512
+python -m experiments.evaluate --workdir=runs/mnist
 
-2,000 steps in 35 minutes on one CPU core; 512 held-out images, RMSE / PSNR / SSIM:
-
-    degraded 0.287 / 11.10 / 0.014      Algorithm 1 0.167 / 17.19 / 0.650
-    direct   0.136 / 19.00 / 0.730      Algorithm 2 0.157 / 17.90 / 0.678
-
-The paper trains 56.6 M parameters for 700,000 steps, this config 0.7 M, preconditioned.
+Published (Table 1 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.142 / 0.757, Algorithm 2 0.154 / 0.718 (FID 5.10, 4.69).
+Deviations: a U-Net of 1.7 M parameters on patches of 4, preconditioned, for 2,000 steps, which a
+laptop trains in some minutes; theirs of 56.6 M for 700,000 at 2e-5. No random crops and flips.
 """
 
 from experiments.configs import default
@@ -21,8 +19,9 @@ def get_config():
     config.degradation.stds = (7.0,) * 20
     config.degradation.kernel_size = 11
     config.degradation.boundary = "circular"
-    config.model.width = 16
-    config.model.multipliers = (1, 2, 4, 4)
+    config.model.width = 64
+    config.model.multipliers = (1, 2)
+    config.model.patch = 4
     # Degraded images are judged as computed; to restore files of 8 bits, train with 3e-3.
     config.model.precondition_floor = 1e-4
     config.train.steps = 2000

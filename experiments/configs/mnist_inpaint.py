@@ -5,10 +5,9 @@ python -m experiments.train --workdir=runs/mnist_inpaint \
 
 Setting: std_i = 0.1 (i + 11) ("Random_Incremental"), from the README of the authors' code; the
 initial mask of 11 is its script's default. The code as published stops at one channel.
-Published: FID 1.61 by Algorithm 2 and 2.24 direct, between test images and their own
-restorations; read in a secondary source that was checked against the paper, not in the paper.
-Deviations: as in mnist_deblur, a U-Net of 0.7 M parameters for 2,000 steps, which a CPU can
-train, theirs of 56.6 M for 700,000; nor are training inputs truncated to 8 bits ("discrete").
+Published (Table 2 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.060 / 0.948, Algorithm 2 0.068 / 0.941 (FID 2.24, 1.61).
+Deviations: as in mnist_deblur; nor are training inputs truncated to 8 bits ("discrete").
 """
 
 from diffjax import schedules

@@ -4,9 +4,9 @@ python -m experiments.train --workdir=runs/mnist_superres \
     --config=experiments/configs/mnist_superres.py
 
 Setting: "Incremental_factor_2", as the README of the authors' code has it.
-Published: the paper has numbers for it, of which none could be verified, so none is given here.
-Deviations: as in mnist_deblur, a U-Net of 0.7 M parameters for 2,000 steps, which a CPU can
-train, theirs of 56.6 M for 700,000.
+Published (Table 3 of the paper), RMSE / SSIM of test images and their own restorations:
+direct 0.114 / 0.823, Algorithm 2 0.115 / 0.820 (FID 4.05, 4.33).
+Deviations: as in mnist_deblur.
 """
 
 from experiments.configs import mnist_deblur

@@ -133,7 +133,8 @@ def draw_curves(workdir: pathlib.Path) -> None:
 
 def draw_generation(path: pathlib.Path, found: Generation) -> None:
     """Per mode, the std that each way makes, and the data's."""
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure = new_figure((6, 3.5))
+    axis = figure.subplots()
     modes = range(1, 1 + len(found.data_std))
     axis.semilogy(modes, found.data_std, color="0.75", lw=5, label="data")
     for (way, ratios), style in zip(found.made.items(), ("-", ":", "--"), strict=True):
@@ -143,7 +144,6 @@ def draw_generation(path: pathlib.Path, found: Generation) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
 
 
 def incomplete(folder: pathlib.Path) -> str | None:
