@@ -129,13 +129,31 @@ def shard_map_step(step_fn: Callable) -> Callable:
     return _with_key_data(jax.jit(mapped, donate_argnums=0))
 
 
-def _with_key_data(compiled: Callable) -> Callable:
-    def step(state, batch, key, problem):
+def _with_key_data(compiled: Any) -> Callable:
+    def placed(key):
         with jax.ensure_compile_time_eval():  # a key of one host's device would not do on several
-            key_data = _on_mesh(jax.random.key_data(key))
-        return compiled(state, batch, key_data, problem)
+            return _on_mesh(jax.random.key_data(key))
 
+    def step(state, batch, key, problem):
+        return compiled(state, batch, placed(key), problem)
+
+    def lower(state, batch, key, problem):
+        return compiled.lower(state, batch, placed(key), problem)
+
+    step.lower = lower  # type: ignore[attr-defined]  # as every other compiled function
     return step
+
+
+def memory(step: Any, state: Any, batch: Any, key: jax.Array, problem: Any) -> int | None:
+    """Bytes of a device that a step of MODES takes, compiled ahead of time; None: unknown.
+
+    Its first call does not compile again.
+    """
+    found = step.lower(state, batch, key, problem).compile().memory_analysis()
+    if found is None:
+        return None
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return held + found.temp_size_in_bytes
 
 
 def sharded_step(step_fn: Callable) -> Callable:
@@ -287,8 +305,10 @@ def from_all_hosts(tree: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [tree]
     leaves, structure = jax.tree.flatten(tree)
-    leaves = [np.ascontiguousarray(leaf) for leaf in leaves]
-    held = multihost_utils.process_allgather([leaf.reshape(-1).view(np.uint8) for leaf in leaves])
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    held = multihost_utils.process_allgather(
+        [np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves]
+    )
     return [
         jax.tree.unflatten(
             structure,
@@ -299,6 +319,16 @@ def from_all_hosts(tree: Any) -> list[Any]:
         )
         for host in range(jax.process_count())
     ]
+
+
+def texts_from_all_hosts(text: str) -> list[str]:
+    """Every host's text, in the order of the hosts; all must call it."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    sizes = from_all_hosts(np.int32(len(content)))
+    padded = np.zeros(max(map(int, sizes)), np.uint8)
+    padded[: len(content)] = content
+    held = from_all_hosts(padded)
+    return [one[: int(size)].tobytes().decode() for one, size in zip(held, sizes, strict=True)]
 
 
 def on_any_host(flag: bool) -> bool:

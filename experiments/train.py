@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from diffjax import checkpoints, data, parallel, training
 from diffjax.restorers import Problem
-from experiments.lib import build, commands, hosts, pictures, provenance, records, runs
+from experiments.lib import build, commands, hosts, pictures, preflight, provenance, records, runs
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -36,6 +36,8 @@ def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
     roots = runs.known_roots(workdir)
     experiment, source = build.build(config, "train", roots)
+    if jax.process_count() > 1:
+        preflight.check(config, source, workdir)
     if experiment.preconditioned and build.all_alike(source):
         if config.model.precondition:
             raise UsageError(
@@ -145,6 +147,11 @@ def train(
     batches = data.batches(
         source, batch_size=config.train.batch_size, seed=config.seed, start=first
     )
+    if jax.process_count() > 1:
+        batch = next(data.batches(source, batch_size=config.train.batch_size, seed=config.seed))
+        taken = parallel.memory(step_fn, state, mode.shard(batch), key, problem)
+        if taken is not None:
+            say(f"a step takes {taken / 2**20:,.1f} MiB of a device")
     stop = hosts.Stop()
     with records.Log(workdir, first, steps, config.train.batch_size) as log:
         for step in range(first + 1, steps + 1):

@@ -33,7 +33,13 @@ def folder(tmp_path_factory):
 def test_two_hosts_train_as_one_does(folder):
     two, one = folder / "two", folder / "one"
     steps = "--config.train.steps=200"
-    processes.complete(processes.start_two(folder, steps, f"--workdir={two}"))
+    screen, _ = processes.complete(processes.start_two(folder, steps, f"--workdir={two}"))
+    for line in (
+        "2 hosts, 4 devices",
+        "batch    16 in all, 8 a host, 4 a device",
+        "MiB of a device",
+    ):
+        assert line in screen
     processes.complete([processes.start(folder, steps, f"--workdir={one}", devices=4)])
     assert list(processes.losses(one)) == list(range(5, 201, 5))
     assert processes.losses(two) == pytest.approx(processes.losses(one), rel=1e-3)
@@ -109,6 +115,27 @@ def test_sigterm_stops_all_hosts_at_one_step(folder, who):
     ((status, stdout, stderr),) = processes.finish([process])
     assert status == 143, stderr
     assert f"steps {step:,} to 10,000" in stdout
+
+
+@pytest.mark.pods
+def test_hosts_that_differ_do_not_start(folder):
+    port, began = processes.free_port(), time.monotonic()
+    pair = [
+        processes.start(
+            folder,
+            f"--workdir={folder / 'differing'}",
+            f"--config.train.warmup={host}",
+            host=host,
+            hosts=2,
+            port=port,
+        )
+        for host in range(2)
+    ]
+    for status, _, stderr in processes.finish(pair):
+        assert status == 2
+        assert "error: the hosts differ: config.train.warmup is 0 on host 0" in stderr
+    assert time.monotonic() - began < 60
+    assert not (folder / "differing").exists()
 
 
 @pytest.mark.pods

@@ -76,7 +76,7 @@ def _join() -> None:
         raise UsageError(f"--coordinator_address must be host:port; got {host or port!r}")
     who = "this host" if missing else f"host {index} of {count}"
     place = "" if missing else f" at {given['coordinator_address']}"
-    with _deadline(
+    with deadline(
         JOIN_SECONDS,
         f"{who} waited {JOIN_SECONDS} s for the others{place}: start the command on every host, "
         "each with another --process_id, and check that they reach that address",
@@ -105,7 +105,7 @@ def _number(flag: int | None, variable: str) -> int | None:
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float, message: str) -> Iterator[None]:
+def deadline(seconds: float, message: str) -> Iterator[None]:
     """Ends the process with one line, status 1, if the body takes longer."""
     done = threading.Event()
 
