@@ -4,13 +4,15 @@ python -m experiments.compare --study=losses --output=docs/results/losses
 python -m experiments.compare --study=preconditioning --output=docs/results/preconditioning
 python -m experiments.compare --study=preconditioning --data=mnist --seeds=1 --steps=400 \
     --output=docs/results/preconditioning_mnist
+python -m experiments.compare --study=perturbation --steps=300 --output=docs/results/perturbation
 
-Writes OUTPUT.json and OUTPUT.png. A study is a table of variants in this file, each a delta on
-default.py. Every variant is judged on held-out images: the RMSE of x0_hat, averaged over ten
-severities and at t = 1 (where SSIM is taken too), and, for losses, by the Frechet distance
-between 1,024 generated images and the training images, in the space of their pixels; x_T is not
-perturbed. All numbers are of images in [0, 1]. It can be interrupted, and goes on with the next
-variant.
+Writes OUTPUT.json and, where there are curves, OUTPUT.png. A study is a table of variants in this
+file, each a delta on default.py. Every variant is judged on held-out images: the RMSE of x0_hat,
+averaged over ten severities and at t = 1 (where SSIM is taken too), and, for losses, by the Frechet
+distance between 1,024 generated images and the training images, in the space of their pixels; x_T
+is not perturbed. The study of train.perturbation compares Algorithm 2 with one call of R, from x_T
+as computed and rounded to 8 bits. All numbers are of images in [0, 1]. It can be interrupted, and
+goes on with the next variant.
 """
 
 import functools
@@ -23,14 +25,16 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from diffjax import data, metrics, restorers, training
+from diffjax import data, metrics, restorers, samplers, training
 from diffjax.degradations.base import degrade, draw
 from experiments.configs import default
 from experiments.lib import build, commands, files, judge, runs, walks
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
-_STUDY = flags.DEFINE_enum("study", "losses", ["losses", "preconditioning"], "What is compared.")
+_STUDY = flags.DEFINE_enum(
+    "study", "losses", ["losses", "preconditioning", "perturbation"], "What is compared."
+)
 _DATA = flags.DEFINE_enum("data", "digits", ["digits", "mnist"], "On which images.")
 _DIRECTORY = flags.DEFINE_string("directory", None, "TFDS's data_dir.")
 _STEPS = flags.DEFINE_integer("steps", 600, "Training steps of each variant.", lower_bound=1)
@@ -82,17 +86,33 @@ def losses_study() -> dict[str, dict]:
     }
 
 
-def preconditioning_study(mnist: bool) -> dict[str, dict]:
+def restoring_tasks(mnist: bool) -> dict[str, dict]:
     shrink = {"family": "downsample", "steps": 3 if mnist else 2, "method": "bicubic"}
-    tasks = {"deblurring": MNIST_BLUR if mnist else BLUR, "super-resolution": shrink}
+    return {"deblurring": MNIST_BLUR if mnist else BLUR, "super-resolution": shrink}
+
+
+def preconditioning_study(mnist: bool) -> dict[str, dict]:
     model = {"width": 16, "multipliers": (1, 2, 4, 4)} if mnist else {}
     return {
         f"{task}, {'preconditioned' if on else 'plain'}": {
             "degradation": degradation,
             "model": model | {"precondition": on},
         }
-        for task, degradation in tasks.items()
+        for task, degradation in restoring_tasks(mnist).items()
         for on in (True, False)
+    }
+
+
+def perturbation_study(mnist: bool) -> dict[str, dict]:
+    model = {"width": 64, "patch": 4} if mnist else SMALL
+    return {
+        f"{task}, q = {q:g}": {
+            "degradation": degradation,
+            "model": model,
+            "train": {"perturbation": q},
+        }
+        for task, degradation in restoring_tasks(mnist).items()
+        for q in (0.0, 1e-3, 1e-2)
     }
 
 
@@ -133,10 +153,37 @@ def scores(experiment: build.Experiment, problem, key, params, clean_BHWC) -> di
     }
 
 
+def round_to_8_bits(x):
+    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5) / 127.5 - 1
+
+
+def walk_scores(experiment: build.Experiment, ts, problem, key, params, clean_BHWC) -> dict:
+    """Held-out RMSE from x_T as computed, and rounded to 8 bits, of R and of Algorithm 2."""
+    restore_fn = restorers.restorer(experiment.objective, params, problem)
+    process = restorers.process(problem.degradation, restore_fn)
+
+    def restored(key, x0):
+        omega = draw(problem.degradation, key, x0)
+        xT = degrade(problem.degradation, x0, 1.0, omega)
+
+        def ways(xT):
+            walked = samplers.sample(samplers.improved, process, key, xT, ts, omega)
+            return {"direct": restore_fn(xT, ts[0]), "Algorithm 2": walked}
+
+        rounded = ways(round_to_8_bits(xT))
+        return ways(xT) | {f"{way}, 8 bits": x for way, x in rounded.items()}
+
+    made = jax.vmap(restored)(jax.random.split(key, len(clean_BHWC)), clean_BHWC)
+    # Half the error in [-1, 1] is that in [0, 1].
+    return {way: jnp.sqrt(jnp.mean(jnp.square(x - clean_BHWC))) / 2 for way, x in made.items()}
+
+
 def train_variant(
-    name: str, config, seeds: list[int], *, images: int, generate: bool
+    name: str, config, seeds: list[int], *, images: int, generate: bool, walk: bool
 ) -> dict[str, list]:
-    """{"step": [E], "rmse": [E, seeds], ...}, and "frechet": [seeds] where images are generated."""
+    """{"step": [E], "rmse": [E, seeds], ...}, and of the last step alone, [seeds]: "frechet" where
+    images are generated, the scores of `walk_scores` where x_T is walked back, and nothing before.
+    """
     experiment, source = build.build(config, "train")
     _, held_out = build.build(config, "test")
     fitted = build.fit(experiment, source)
@@ -155,13 +202,15 @@ def train_variant(
         donate_argnums=0,
     )
     score_fn = jax.jit(functools.partial(scores, experiment))
+    ts = build.grid(experiment, name="uniform")
+    walk_fn = jax.jit(functools.partial(walk_scores, experiment, ts))
     make_fn = jax.jit(
         jax.vmap(
             walks.generator(experiment),
             in_axes=(None, 0, None),
         )
     )
-    every = max(1, config.train.steps // 10)
+    every = config.train.steps if walk else max(1, config.train.steps // 10)
     points = [*range(every, config.train.steps, every), config.train.steps]
     curves = {"step": points} | {
         score: [[] for _ in points] for score in ("rmse", "rmse1", "ssim1")
@@ -181,6 +230,10 @@ def train_variant(
                 )
                 for score, value in judged.items():
                     curves[score][points.index(step)].append(float(value))
+        if walk:
+            judged = jax.device_get(walk_fn(problem, jax.random.key(1), state.ema_params, clean))
+            for score, value in judged.items():
+                curves.setdefault(score, []).append(float(value))
         if generate:
             # Unperturbed: this blur leaves more than the mean, and so no symmetry to break.
             operand = (state.ema_params, problem, fitted["prior"], jnp.float32(0))
@@ -198,6 +251,10 @@ COLUMNS = {
     "rmse1": "RMSE at t = 1",
     "ssim1": "SSIM at t = 1",
     "frechet": "Frechet, pixels",
+    "direct": "direct",
+    "Algorithm 2": "Algorithm 2",
+    "direct, 8 bits": "direct, 8 bits",
+    "Algorithm 2, 8 bits": "Algorithm 2, 8 bits",
 }
 
 
@@ -211,7 +268,7 @@ def markdown(results: dict[str, dict]) -> str:
     for variant, result in results.items():
         cells = [variant]
         for name in shown:
-            values = result[name] if name == "frechet" else result[name][-1]
+            values = result[name] if np.ndim(result[name]) == 1 else result[name][-1]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -236,7 +293,11 @@ def draw_curves(path: pathlib.Path, results: dict[str, dict]) -> None:
 
 def main() -> None:
     mnist = _DATA.value != "digits"
-    study = losses_study() if _STUDY.value == "losses" else preconditioning_study(mnist)
+    study = {
+        "losses": losses_study,
+        "preconditioning": functools.partial(preconditioning_study, mnist),
+        "perturbation": functools.partial(perturbation_study, mnist),
+    }[_STUDY.value]()
     seeds = list(range(_SEEDS.value))
     output = pathlib.Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -265,10 +326,12 @@ def main() -> None:
             seeds,
             images=_IMAGES.value,
             generate=_STUDY.value == "losses",
+            walk=_STUDY.value == "perturbation",
         )
         # After every variant, so that an interrupted comparison goes on with the next.
         files.write_json(report_path, {"settings": settings, "results": results})
-    draw_curves(output.with_suffix(".png"), results)
+    if _STUDY.value != "perturbation":
+        draw_curves(output.with_suffix(".png"), results)
     print(f"{_STEPS.value} steps, {len(seeds)} seeds: mean ± standard deviation\n")
     print(markdown(results))
 

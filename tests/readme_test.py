@@ -76,6 +76,12 @@ def test_generated_mnist():
         assert line in README
 
 
+def test_perturbed_restoration():
+    ways = ("direct", "Algorithm 2", "direct, 8 bits", "Algorithm 2, 8 bits")
+    for variant, one in result("perturbation")["results"].items():
+        assert f"| {variant} | {' | '.join(over_seeds(one[way]) for way in ways)} |" in PAGE
+
+
 def over_seeds(values):
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
