@@ -19,6 +19,7 @@ digits.
 """
 
 import hashlib
+import importlib.metadata
 import math
 import os
 import pathlib
@@ -203,15 +204,26 @@ def _alike(sources: dict[str, Source], what: str) -> dict[str, Source]:
 
 
 def _digits(split: str, image_size: int | None) -> Source:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    # Importing scikit-learn takes a second, so that what it holds is kept, too.
+    pixels, labels = cache.cached(
+        ("digits",),
+        [importlib.metadata.version("scikit-learn")],
+        [((1797, 8, 8), np.dtype(np.float64)), ((1797,), np.dtype(np.int64))],
+        _read_digits,
+    )
     # The last fifth is held out unshuffled: it was written by people who wrote none of the rest.
     part = slice(0, 1437) if split == "train" else slice(1437, None)
-    pixels, labels = digits.images[part, :, :, None], digits.target[part]
+    pixels, labels = pixels[part, :, :, None], labels[part]
     if image_size in (None, 8):
         return from_arrays((pixels / 8 - 1).astype(np.float32), labels)
     return from_arrays(_covered(np.round(pixels / 16 * 255).astype(np.uint8), image_size), labels)
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images, digits.target
 
 
 def _covered(pixels: np.ndarray, image_size: int) -> np.ndarray:

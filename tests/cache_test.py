@@ -258,3 +258,12 @@ def test_mock_data_is_never_kept_for_the_real(folder):
     with tfds.testing.mock_data(num_examples=3, data_dir=str(directory)):
         assert data.load("mnist", "test").size == 3
     assert not folder.exists()
+
+
+def test_digits_are_read_once(monkeypatch):
+    first = data.load("digits", "train").fetch_fn(range(5))
+    monkeypatch.setattr("sklearn.datasets.load_digits", None)
+    again = data.load("digits", "train").fetch_fn(range(5))
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(first[name], again[name])
+    assert data.load("digits", "test").size == 360
