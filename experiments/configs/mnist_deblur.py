@@ -25,4 +25,5 @@ def get_config():
     # Degraded images are judged as computed; to restore files of 8 bits, train with 3e-3.
     config.model.precondition_floor = 1e-4
     config.train.steps = 2000
+    config.train.learning_rate = 2e-3
     return config
