@@ -121,6 +121,7 @@ class DiT(nn.Module):
       heads: of the attention.
       num_classes: of the labels; None: the network takes none.
       dtype: of the computation; parameters and output are float32.
+      remat: compute what is inside a block anew for its gradient, not keep it.
     """
 
     channels: int
@@ -130,6 +131,7 @@ class DiT(nn.Module):
     heads: int = 6
     num_classes: int | None = None
     dtype: jax.typing.DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, xt: Array, t: Array, label: Array | None = None) -> Array:
@@ -155,8 +157,10 @@ class DiT(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype)(to_tokens(xt, self.patch))
         grid = -(-height // self.patch), -(-width // self.patch)
         x = x + position_embedding(*grid, self.width).astype(self.dtype)
-        for _ in range(self.depth):
-            x = TransformerBlock(self.heads, self.dtype)(x, condition)
+        block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
+        for i in range(self.depth):
+            name = f"TransformerBlock_{i}"  # the same with remat
+            x = block(self.heads, self.dtype, name=name)(x, condition)
         shift, scale = Modulation(2, self.width, self.dtype)(condition)
         x = _modulated_norm(x, shift, scale, self.dtype)
         last = nn.Dense(

@@ -13,6 +13,7 @@ Depends on: jax, flax, chex.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -109,6 +110,7 @@ class UNet(nn.Module):
       detail: features of a last layer at full resolution, which sees xt as well as the
         patches put together, for edges that patches blur; 0: there is none.
       dtype: of the computation; parameters and output are float32.
+      remat: compute what is inside a residual block anew for its gradient, not keep it.
     """
 
     channels: int
@@ -120,6 +122,7 @@ class UNet(nn.Module):
     patch: int = 1
     detail: int = 0
     dtype: jax.typing.DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, xt: Array, t: Array, label: Array | None = None) -> Array:
@@ -129,8 +132,12 @@ class UNet(nn.Module):
         """
         chex.assert_rank([xt, t], [3, 0])
 
+        residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        names = (f"ResidualBlock_{i}" for i in itertools.count())  # the same with remat
+
         def block(x, level):
-            x = ResidualBlock(self.width * self.multipliers[level], self.dtype)(x, time)
+            features = self.width * self.multipliers[level]
+            x = residual_block(features, self.dtype, name=next(names))(x, time)
             return SelfAttention(self.dtype)(x) if level in self.attention else x
 
         time = nn.Dense(4 * self.width, dtype=self.dtype)(time_embedding(t, self.width))

@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.depth = 6  # blocks of a dit
     model.heads = 4  # of its attention
     model.dtype = "float32"  # of the computation: float32 or bfloat16
+    model.remat = False  # recompute inside blocks for the gradient: less memory, more time
     model.class_conditional = False  # give the network the labels
     # Wrap the network with the Wiener restorer; None: wherever one is known and x0 predicted.
     model.precondition = placeholder(bool)
