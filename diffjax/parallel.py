@@ -321,14 +321,12 @@ def from_all_hosts(tree: Any) -> list[Any]:
     ]
 
 
-def texts_from_all_hosts(text: str) -> list[str]:
-    """Every host's text, in the order of the hosts; all must call it."""
-    content = np.frombuffer(text.encode(), np.uint8)
-    sizes = from_all_hosts(np.int32(len(content)))
-    padded = np.zeros(max(map(int, sizes)), np.uint8)
-    padded[: len(content)] = content
+def bytes_from_all_hosts(content: bytes) -> list[bytes]:
+    """Every host's bytes, of any length, in the order of the hosts; all must call it."""
+    sizes = [int(size) for size in from_all_hosts(np.int32(len(content)))]
+    padded = np.frombuffer(content.ljust(max(sizes), b"\0"), np.uint8)
     held = from_all_hosts(padded)
-    return [one[: int(size)].tobytes().decode() for one, size in zip(held, sizes, strict=True)]
+    return [one[:size].tobytes() for one, size in zip(held, sizes, strict=True)]
 
 
 def on_any_host(flag: bool) -> bool:

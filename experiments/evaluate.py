@@ -12,6 +12,7 @@ distance of 0.
 
 import pathlib
 
+import jax
 import numpy as np
 import tqdm
 from absl import flags
@@ -29,18 +30,19 @@ _GENERATED = flags.DEFINE_string("generated", None, "Folder of images from exper
 
 
 def evaluate(run: runs.Run, count: int) -> dict[str, dict[str, float]]:
-    """The scores of every way back, see `scores.tabulate`."""
+    """The scores of every way back, see `scores.tabulate`; all hosts must call it."""
     restored = walks.restorations(
-        run.experiment, run.state.ema_params, run.problem, run.source, count
+        run.experiment, run.state.ema_params, run.problem, run.source, count, shared=True
     )
-    with tqdm.tqdm(total=count, unit="image", desc="restoring") as bar:
+    mine, quiet = -(-count // jax.process_count()), not hosts.is_first()
+    with tqdm.tqdm(total=mine, unit="image", desc="restoring", disable=quiet) as bar:
 
         def watched():
             for batch in restored:
                 yield batch
                 bar.update(len(batch[0]))
 
-        return scores.tabulate(watched())
+        return scores.tabulate(watched(), shared=True)
 
 
 def markdown(table: dict[str, dict[str, float]]) -> str:
@@ -112,16 +114,18 @@ def generated_markdown(rows: dict[str, dict]) -> str:
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir, _STEP.value)
-    if not hosts.is_first():
-        return
     config = run.experiment.config
     if _GENERATED.value is not None:
+        if not hosts.is_first():
+            return
         train = build.load_data(config, "train", run.roots)
         about = {"step": int(run.state.step), "data": config.data.name}
         evaluate_generated(pathlib.Path(_GENERATED.value), train, run.source, about)
         return
     count = min(_IMAGES.value or config.sample.images or run.source.size, run.source.size)
     table = evaluate(run, count)
+    if not hosts.is_first():
+        return
     report = {
         "step": int(run.state.step),
         "data": config.data.name,

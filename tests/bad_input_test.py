@@ -102,6 +102,7 @@ COMMANDS = [
     ("train", [script_runs.CONFIG, "--workdir={f}"], "{f}"),
     ("train", [script_runs.CONFIG, "--workdir={f}/deeper"], "{f}"),
     ("train", [script_runs.CONFIG, "--workdir=/proc/nowhere"], "/proc/nowhere"),
+    ("train", [script_runs.CONFIG, "--workdir=gs://b/run"], "--workdir=gs://b/run is no folder"),
     ("train", [script_runs.CONFIG, "--workdir={t}/new", "--init={t}/none"], "--init={t}/none"),
     ("train", [script_runs.CONFIG, "--workdir={t}/new", "stray"], "stray"),
     ("train", [script_runs.CONFIG, "--workdir={t}/new", "--unknown=1"], "unknown"),

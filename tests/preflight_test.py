@@ -21,14 +21,14 @@ SOURCE = data.from_arrays(np.zeros((10, 4, 4, 3), np.float32))
 def check(monkeypatch, workdir, change=lambda other: None, sees=True):
     """The preflight of host 0, beside a host 1 that is the same but for the change."""
 
-    def exchange(text):
-        other = json.loads(text)
+    def exchange(content):
+        other = json.loads(content)
         change(other)
         for probe in list(workdir.glob("**/.preflight-*-0")) if sees else ():
             probe.with_name(f"{probe.name[:-1]}1").touch()
-        return [text, json.dumps(other)]
+        return [content, json.dumps(other).encode()]
 
-    monkeypatch.setattr(parallel, "texts_from_all_hosts", exchange)
+    monkeypatch.setattr(parallel, "bytes_from_all_hosts", exchange)
     preflight.check(resolve(digits_deblur.get_config()), SOURCE, workdir)
 
 

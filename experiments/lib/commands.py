@@ -59,6 +59,12 @@ def run(main: Callable[[], int | None], *, again: str = "the same command starts
             raise UsageError(f"no config field {' '.join(str(message).split())}") from error
         if len(rest) > 1:
             raise UsageError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+        for name in {"workdir", "init", "output"} & set(flags.FLAGS):
+            if "://" in (flags.FLAGS[name].value or ""):
+                raise UsageError(
+                    f"--{name}={flags.FLAGS[name].value} is no folder: mount the bucket, and give "
+                    "the folder that it is mounted at"
+                )
     for number in SIGNALS:
         signal.signal(number, _stop)
     if _CACHE.value:

@@ -82,7 +82,7 @@ def _describe(config, source) -> dict[str, Any]:
 
 
 def _exchange(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in parallel.texts_from_all_hosts(json.dumps(mine))]
+    return list(map(json.loads, parallel.bytes_from_all_hosts(json.dumps(mine).encode())))
 
 
 def _compare(found: list[dict[str, Any]], workdir: pathlib.Path) -> None:

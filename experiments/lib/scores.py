@@ -1,11 +1,12 @@
 """How near restored images come to the clean ones: RMSE, PSNR and SSIM of images in [0, 1]."""
 
+import pickle
 from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
 
-from diffjax import metrics
+from diffjax import metrics, parallel
 
 
 @jax.jit
@@ -18,7 +19,7 @@ def _score(images_BHWC, clean_BHWC):
 
 
 def tabulate(
-    batches: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]],
+    batches: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]], *, shared: bool = False
 ) -> dict[str, dict[str, float]]:
     """{method: {"rmse", "psnr", "ssim", "exact"}}: RMSE over all pixels, the others averaged.
 
@@ -28,6 +29,7 @@ def tabulate(
     Args:
       batches: (clean, {method: restored}), each [B, H, W, C] in [-1, 1]; none is larger than
         the first.
+      shared: they are this host's share of them, and what is told is of all; all must call it.
     """
     collected: dict[str, list] = {}
     size = 0
@@ -39,6 +41,12 @@ def tabulate(
             found = jax.device_get(_score(*whole))
             rows = {score: values[: len(clean)] for score, values in found.items()}
             collected.setdefault(name, []).append(rows)
+    if shared:
+        shares = map(pickle.loads, parallel.bytes_from_all_hosts(pickle.dumps(collected)))
+        collected = {}
+        for share in shares:
+            for name, rows in share.items():
+                collected.setdefault(name, []).extend(rows)
     return {name: _summary(rows) for name, rows in collected.items()}
 
 

@@ -34,14 +34,19 @@ def restorations(
     problem: restorers.Problem,
     source: data.Source,
     count: int,
+    *,
+    shared: bool = False,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Yields (clean batch, its restorations) over the first `count` images of a source."""
+    """Yields (clean batch, its restorations) over the first `count` images of a source.
+
+    shared: this host's share of the batches alone.
+    """
     ts = build.grid(experiment, name="uniform")
 
     def one(operand, key, x0):
         return every_way(experiment.objective, *operand, ts, key, x0)
 
-    return _over(experiment.config, one, (params, problem), source, count)
+    return _over(experiment.config, one, (params, problem), source, count, shared)
 
 
 def degraded(
@@ -57,15 +62,17 @@ def degraded(
     return _over(experiment.config, one, experiment.degradation, source, count)
 
 
-def _over(config, one, operand, source, count):
+def _over(config, one, operand, source, count, shared=False):
     """Yields (clean batch, one(operand, key, x0) of each) over the first `count` images."""
     restore_fn = parallel.map_examples(one)
     key = jax.random.key(config.seed + 2)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     count = min(count, source.size)
-    for start in range(0, count, config.sample.batch_size):
+    size = config.sample.batch_size
+    host, hosts = (jax.process_index(), jax.process_count()) if shared else (0, 1)
+    for start in range(size * host, count, size * hosts):
         # A short last batch is filled up, so that there is one shape and one compilation.
-        indices = np.arange(start, start + config.sample.batch_size)
+        indices = np.arange(start, start + size)
         clean = source.fetch_fn(indices % source.size)["image"]
         outputs = restore_fn(operand, keys(key, indices), clean)
         left = count - start
