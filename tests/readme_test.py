@@ -76,6 +76,14 @@ def test_generated_mnist():
         assert line in README
 
 
+def test_the_grid_of_the_blur():
+    """How many of the 64 digits shown the classifier is sure of, beside the held-out ones."""
+    first = result("generation")["results"]["blur, Algorithm 2"][0]
+    shown, held_out = (first[name]["sure of the grid"] for name in ("generated", "held-out"))
+    line = f"sure of {64 * shown:.0f} of the 64 shown, of {64 * held_out:.0f} of 64 held-out ones"
+    assert line in " ".join(README.split())
+
+
 def test_perturbed_restoration():
     ways = ("direct", "Algorithm 2", "direct, 8 bits", "Algorithm 2, 8 bits")
     for variant, one in result("perturbation")["results"].items():

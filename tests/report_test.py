@@ -35,13 +35,14 @@ def called(tmp_path, monkeypatch):
             Image.fromarray(np.zeros((10, 20, 4), np.uint8)).save(workdir / "samples.png")
         elif script == "sample":
             folder = arguments["output"]
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "grid.png")
             np.savez(folder / "batch_00000000.npz", image=np.zeros((20, 8, 8, 1), np.uint8))
             (folder / "settings.json").write_text('{"step": 5}')
         elif script == "evaluate" and "generated" in arguments:
             distances = {"frechet": len(calls) / 8, "kernel": 0.25}
             one = {
+                "images": 20,
                 "pixels": distances,
                 "classifier": distances,
                 "sure": 0.5,
@@ -57,6 +58,7 @@ def called(tmp_path, monkeypatch):
             found = {"step": step or 1000, "methods": methods}
             (workdir / name).write_text(json.dumps(found))
         elif script == "train":
+            Image.fromarray(np.zeros((9, 9), np.uint8)).save(workdir / "severity.png")
             # A step costs 0.4 s of CPU time, the first one 20 s more.
             steps = range(25, arguments.get("config.train.steps", 0) + 1, 25)
             lines = [{"step": n, "cpu_seconds": 20 + 0.4 * n, "seconds": n / 4} for n in steps]
@@ -103,8 +105,8 @@ def test_generation_tabulates_every_way(called, tmp_path, capsys):
     trained = [arguments["workdir"].name for script, arguments in called if script == "train"]
     assert len(set(trained)) == len(trained)
     assert "digits_blur_generation_1" in trained
-    assert "digits_blur_generation_T20_0" in trained
-    assert "digits_blur_generation_l2_pixels_1" in trained
+    assert "digits_blur_generation_T20_31_0" in trained
+    assert "digits_blur_generation_T50_31_l2_pixels_1" in trained
     lines = capsys.readouterr().out.splitlines()
     # Three commands a seed; the first way's distances are written by the third and the sixth:
     # 3/8 and 6/8, of mean 0.5625 and standard deviation 0.375 / sqrt(2).
@@ -113,6 +115,13 @@ def test_generation_tabulates_every_way(called, tmp_path, capsys):
     assert lines[-1] == "| held-out images | 0.375 | 0.2500 | 0.4 | 50% | 2.00 |"
     for picture in ("it.png", "it_blur.png"):
         assert width(tmp_path / "out" / picture) > 100
+    assert width(tmp_path / "out" / "it_curves.png") == 9
+    # Once more: trained as far as it goes, and only other numbers of images judged anew.
+    for num, scripts in ((20, {"train"}), (21, {"train", "sample", "evaluate"})):
+        called.clear()
+        with flagsaver.flagsaver(study="generation", num=num, seeds=2):
+            report.main()
+        assert {script for script, _ in called} == scripts
 
 
 def test_mnist_spends_its_budget_and_is_set_beside_the_paper(called, tmp_path, capsys, monkeypatch):

@@ -132,7 +132,7 @@ def test_many_small_steps_make_the_data(p):
 
     def error(steps):
         stds = schedules.blur_increments(steps, first=0.05, last=14.0)
-        amplitude = theory.amplitudes(stds, 61, frequencies)
+        amplitude = theory.amplitudes(stds, frequencies)
         return np.abs(p * theory.walk_of_mode(amplitude, variances, q)[-1] / limit - 1)
 
     assert np.all(error(4000) < 0.01)

@@ -15,9 +15,9 @@ from experiments.configs import cifar10_deblur
 
 def get_config():
     config = cifar10_deblur.get_config()
-    stds = schedules.blur_increments(100, first=0.4, last=1.2 * 32)
+    stds = schedules.blur_increments(100, first=0.5, last=1.2 * 32)
     config.degradation.stds = tuple(stds.tolist())
-    config.degradation.kernel_size = 121
+    config.degradation.kernel_size = None
     config.degradation.boundary = "symmetric"
     config.degradation.mean_at_end = True
     config.train.perturbation = 0.02

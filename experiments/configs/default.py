@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     degradation.family = "gaussian_blur"
     # The other fields of this section are its keyword arguments.
     degradation.stds = (0.8,) * 10
-    degradation.kernel_size = 5
+    degradation.kernel_size = ml_collections.FieldReference(5)  # or None
     degradation.boundary = "reflect"
 
     config.model = model = ml_collections.ConfigDict()

@@ -20,6 +20,7 @@ from diffjax import cache, data, metrics
 
 COMPARED = 10_000  # images of a set, at most: the kernel distance takes their square
 SURE = 0.9
+GRID = 64  # images of the picture grid.png
 _BATCH, _STEPS = 128, 1500
 
 
@@ -132,7 +133,8 @@ def judge_images(images: np.ndarray, reference: np.ndarray, judge: Judge | None)
 
     Returns:
       "images": N; "pixels" and "classifier": {"frechet", "kernel"}; "sure": the share of images
-      that the classifier is more than 0.9 sure of; "nearest": the median and the least distance
+      that the classifier is more than 0.9 sure of, and "sure of the grid", the share of the
+      first 64; "nearest": the median and the least distance
       to a training image. Without a judge: no "classifier", no "sure".
     """
     pixels = [as_pixels(x) for x in (images, reference)]
@@ -145,5 +147,6 @@ def judge_images(images: np.ndarray, reference: np.ndarray, judge: Judge | None)
     if judge is not None:
         (probabilities, features), (_, others) = (read(judge, x) for x in (images, reference))
         found["classifier"] = distances(features, others)
-        found["sure"] = float(np.mean(probabilities.max(axis=1) > SURE))
+        sure = probabilities.max(axis=1) > SURE
+        found["sure"], found["sure of the grid"] = float(np.mean(sure)), float(np.mean(sure[:GRID]))
     return found

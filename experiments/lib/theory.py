@@ -27,7 +27,7 @@ from diffjax.degradations import blur
 from diffjax.degradations.base import Degradation
 
 RATIOS = (0.1, 1.0, 1.1, 1.25, 1.5)  # p / q
-STEPS, FIRST, LAST, TAPS = 50, 0.3, 12.0, 31  # the blur of digits_blur_generation
+STEPS, FIRST, LAST = 50, 0.5, 1.2 * 8  # the blur of digits_blur_generation
 PERTURBATION = 0.02  # its q
 MODE = (1, 0)  # drawn: the DCT mode that is bright above and dark below
 
@@ -71,18 +71,22 @@ def propagate(
     return made
 
 
-def amplitudes(stds: np.ndarray, taps: int, frequencies: np.ndarray) -> np.ndarray:
+def amplitudes(stds: np.ndarray, frequencies: np.ndarray, taps: int | None = None) -> np.ndarray:
     """What is left of waves after 0, 1, ..., T blurs along one axis; [T + 1, F].
 
-    A symmetric kernel g multiplies a wave of f cycles a pixel by sum_j g_j cos(2 pi f j).
+    A symmetric kernel g multiplies a wave of f cycles a pixel by sum_j g_j cos(2 pi f j), a whole
+    Gaussian by exp(-(2 pi f std)^2 / 2).
 
     Args:
       stds: of the kernels, in pixels, [T].
-      taps: of a kernel, odd.
       frequencies: f, [F]; k / N of a circular boundary, k / (2 N) of a symmetric one.
+      taps: of a kernel, odd; None: whole Gaussians.
     """
-    waves = np.cos(2 * np.pi * np.outer(frequencies, np.arange(taps) - taps // 2))
-    factors = [waves @ blur.gaussian_kernel(taps, std) for std in stds]
+    if taps is None:
+        factors = list(np.exp(-0.5 * np.square(2 * np.pi * np.outer(stds, frequencies))))
+    else:
+        waves = np.cos(2 * np.pi * np.outer(frequencies, np.arange(taps) - taps // 2))
+        factors = [waves @ blur.gaussian_kernel(taps, std) for std in stds]
     return np.cumprod([np.ones(len(frequencies)), *factors], axis=0)
 
 
@@ -108,7 +112,7 @@ def _degradations() -> list[tuple[str, Degradation, tuple[float, ...]]]:
     shape = (8, 8, 1)
     steps = schedules.blur_increments
 
-    def blurred(stds, taps=TAPS):
+    def blurred(stds, taps=None):
         return blur.gaussian_blur(
             shape, stds=stds, kernel_size=taps, boundary="symmetric", mean_at_end=True
         )
@@ -119,10 +123,15 @@ def _degradations() -> list[tuple[str, Degradation, tuple[float, ...]]]:
     first = blurred([0.3 + 0.05 * i for i in range(20)], 7)
     return [
         ("blur, stds 0.3 to 1.25 a step", first, (0.02,)),
-        ("blur, total std 0.3 to 4", blurred(steps(50, first=0.3, last=4.0)), (0.02,)),
-        ("blur, total std 0.3 to 12", blurred(steps(20, first=FIRST, last=LAST)), (0.02,)),
-        ("blur, total std 0.3 to 12", blurred(steps(STEPS, first=FIRST, last=LAST)), (0.02,)),
-        ("blur, total std 0.3 to 12", blurred(steps(100, first=FIRST, last=LAST)), (0.002,)),
+        ("blur, total std 0.5 to 4", blurred(steps(50, first=FIRST, last=4.0)), (0.02,)),
+        ("blur, total std 0.5 to 9.6", blurred(steps(20, first=FIRST, last=LAST)), (0.02,)),
+        ("blur, total std 0.5 to 9.6", blurred(steps(STEPS, first=FIRST, last=LAST)), (0.02,)),
+        (
+            "blur, total std 0.3 to 12, kernels of 31",
+            blurred(steps(STEPS, first=0.3, last=12.0), 31),
+            (0.02,),
+        ),
+        ("blur, total std 0.5 to 9.6", blurred(steps(100, first=FIRST, last=LAST)), (0.002,)),
         ("downsample to 4 and 2, two halvings", downsampled(), (0.02, 0.1, 0.3)),
         ("downsample to 4 and 2, 20 steps each", downsampled(between=20, faintest=0.01), (0.02,)),
     ]
@@ -178,7 +187,7 @@ def paper() -> dict:
     squares = np.add.outer(frequencies**2, frequencies**2).ravel()[1:]  # all but the mean
     variance = 1 / squares
     variance *= std**2 * size**2 / variance.sum()
-    axis = amplitudes(schedules.exponential_stds(300, rate=0.01), 27, frequencies)
+    axis = amplitudes(schedules.exponential_stds(300, rate=0.01), frequencies, 27)
     amplitude = (axis[:, :, None] * axis[:, None, :]).reshape(len(axis), -1)[:, 1:]
     amplitude[-1] = 0
     made = {}
@@ -203,7 +212,7 @@ def curve() -> dict:
     row, col = (wave / np.linalg.norm(wave) for wave in basis)
     variance = np.var(np.einsum("nhw,h,w->n", images, row, col), ddof=1)
     stds = schedules.blur_increments(STEPS, first=FIRST, last=LAST)
-    amplitude = np.prod(amplitudes(stds, TAPS, np.array(MODE) / (2 * size)), axis=1)
+    amplitude = np.prod(amplitudes(stds, np.array(MODE) / (2 * size)), axis=1)
     amplitude[-1] = 0  # the mean at the end
     q, last = PERTURBATION, np.sqrt(variance) * amplitude[-1]
     start = np.hypot(last, q)
