@@ -16,14 +16,17 @@ from experiments.configs import default
 def get_config():
     config = default.get_config()
     config.data.name = "mnist"
-    stds = schedules.blur_increments(50, first=0.5, last=1.2 * 28)
+    stds = schedules.blur_increments(50, first=0.4, last=1.2 * 28)
     config.degradation.stds = tuple(stds.tolist())
-    config.degradation.kernel_size = None
+    config.degradation.kernel_size = 101
     config.degradation.boundary = "symmetric"
     config.degradation.mean_at_end = True
-    config.model.width = 64
-    config.model.patch = 4
+    config.model.width = 32
+    config.model.multipliers = (1, 2, 4)
+    config.model.patch = 2
     config.train.perturbation = 0.02
     config.train.basis = "dct"
-    config.train.steps = 1000
+    config.train.steps = 3000
+    config.train.ema_decay = 0.999
+    config.run.checkpoint_every = 1000
     return config
