@@ -39,7 +39,7 @@ define run_suite
 $(BIN)/python -m pytest -n 2 -m "not soak and not pods"
 endef
 
-.PHONY: help demo test test-newest suite soak soak-kills pods prepare clean environment
+.PHONY: help demo test test-newest suite soak soak-kills pods bench prepare clean environment
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,9 @@ soak-kills: environment ## twenty times kill -9 at random moments of a training,
 
 pods: environment ## two hosts that train, stop and die, as processes over loopback, in minutes
 	timeout 15m $(BIN)/python -m pytest -m pods
+
+bench: environment ## times against what was promised and against others, on a quiet machine, in minutes
+	$(BIN)/python -m experiments.benchmark --output=docs/results/benchmark
 
 # TFDS builds a data set with TensorFlow, once, in an environment of its own; diffjax
 # reads the result without it.

@@ -58,6 +58,14 @@ def test_a_disturbed_row_is_not_quoted():
     assert line == "| a step | not quoted: other programs kept 1.2 CPUs busy |  | < 5 |  |"
 
 
+def test_numbers_are_written_for_reading():
+    rows = [timing.Row("", value, "x", 0.012345, 12.345) for value in (10389.2, 0.98001, 2.5e-5)]
+    lines = timing.markdown(rows).splitlines()[2:]
+    assert lines == [
+        f"|  | {shown} x | 0.0123 to 12.3 |  |  |" for shown in ("10,389", "0.98", "2.5e-05")
+    ]
+
+
 def test_a_missing_package_is_named():
     assert timing.missing("numpy", "no_such_package") == ["no_such_package"]
     row = timing.skipped("a step", "no_such_package")

@@ -110,8 +110,13 @@ def quoted(rows: list[Row], others: float) -> list[Row]:
 def markdown(rows: list[Row]) -> str:
     lines = ["| | median | quartiles | target | met |", "|---|---|---|---|---|"]
     for row in rows:
-        value = row.unit if row.value is None else f"{row.value:,.4g} {row.unit}"
-        spread = "" if row.low is None else f"{row.low:,.4g} to {row.high:,.4g}"
+        value = row.unit if row.value is None else f"{_digits(row.value)} {row.unit}".rstrip()
+        spread = "" if row.low is None else f"{_digits(row.low)} to {_digits(row.high)}"
         met = "" if row.met is None else ("yes" if row.met else "NO")
         lines.append(f"| {row.what} | {value} | {spread} | {row.target} | {met} |")
     return "\n".join(lines)
+
+
+def _digits(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
