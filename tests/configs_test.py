@@ -164,7 +164,7 @@ def test_fades(name):
     experiment = built(name)
     config = experiment.config.degradation.to_dict()
     assert experiment.image_shape == shape
-    assert experiment.degradation.params.masks.shape[0] == steps
+    assert experiment.degradation.steps == steps
     stds = config.pop("stds")
     np.testing.assert_allclose([stds[0], stds[-1]], [first, last], rtol=1e-6)
     np.testing.assert_allclose(np.diff(stds), (last - first) / (steps - 1), rtol=1e-6)
@@ -172,8 +172,8 @@ def test_fades(name):
 
 
 def test_celebas_hole_leaves_half_of_the_image():
-    masks = built("celeba_inpaint").degradation.params.masks
-    np.testing.assert_allclose(np.mean(masks[-1]), 0.53, atol=0.005)
+    params = built("celeba_inpaint").degradation.params
+    np.testing.assert_allclose(np.mean(params.keep[-1][params.distance]), 0.53, atol=0.005)
 
 
 @pytest.mark.parametrize(

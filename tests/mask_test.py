@@ -32,18 +32,20 @@ def test_fade_table_by_hand():
             [KNIGHT, TWO, KNIGHT, FAR],
         ]
     )
-    table = mask.fade_table([1.0, 1.0], (4, 4), (1, 1))
+    squares, distance = mask.distances((4, 4), (1, 1))
+    assert squares.tolist() == [0, 1, 2, 4, 5, 8]
+    table = mask.fade_table([1.0, 1.0], squares)[:, distance]
     np.testing.assert_allclose(table, [once, once**2], atol=1e-7)
     assert table[0, 1, 1] == 0
-    reverse = mask.fade_table([1.0, 1.0], (4, 4), (1, 1), reverse=True)
+    reverse = mask.fade_table([1.0, 1.0], squares, reverse=True)[:, distance]
     np.testing.assert_allclose(reverse, [1 - once, np.zeros((4, 4))], atol=1e-7)
     np.testing.assert_array_equal(reverse[1], 0)
 
 
 def test_fade_table_scales_with_std():
     # A hole of std 2 at distance 4 is one of std 1 at distance 2.
-    table = mask.fade_table([2.0], (1, 5), (0, 0))
-    np.testing.assert_allclose(table[0, 0, [2, 4]], [SIDE, TWO], atol=1e-7)
+    table = mask.fade_table([2.0], np.array([4, 16]))
+    np.testing.assert_allclose(table[0], [SIDE, TWO], atol=1e-7)
 
 
 def test_cover_by_hand():
@@ -54,8 +56,9 @@ def test_cover_by_hand():
 
 def test_window_moves_the_hole():
     height, width = 4, 6
-    table = mask.fade_table([0.3], (2 * height, 2 * width), (height - 1, width - 1))
-    params = mask.Fade(jnp.asarray(table), jnp.zeros(1))
+    squares, distance = mask.distances((2 * height, 2 * width), (height - 1, width - 1))
+    table = mask.fade_table([0.3], squares)
+    params = mask.Fade(jnp.asarray(table), jnp.asarray(distance), jnp.zeros(1))
     x0 = jnp.ones((height, width, 1))
     degrade = jax.jit(mask.degrade_fade)
     for row, col in [(0, 0), (1, 2), (3, 5), (4, 6)]:

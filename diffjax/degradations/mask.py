@@ -32,9 +32,10 @@ Array = jax.Array
 
 
 class Fade(NamedTuple):
-    """What a fade is made of; the masks are twice as large where its place is drawn."""
+    """What a fade is made of: masks that depend on the distance to the center alone."""
 
-    masks: Array  # [T, H, W], or [T, 2 H, 2 W] with the hole at [H - 1, W - 1]
+    keep: Array  # [T, R]: what is kept at each of the distances
+    distance: Array  # int32 in 0..R - 1, [H, W], or [2 H, 2 W] with the hole at [H - 1, W - 1]
     color: Array | None  # [C]; None: drawn
 
 
@@ -61,32 +62,33 @@ def cover(x0: Array, keep: Array, color: Array) -> Array:
     return (keep * x0 + (1 - keep) * color[None, None]).astype(x0.dtype)
 
 
+def distances(shape: tuple[int, int], center: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The squares of all distances r to a pixel, ascending, [R], and which is whose; int32 [H, W].
+
+    Pixels share them: 128x128 have 1,621 about their center, 256x256 have 5,924.
+    """
+    rows, cols = (np.square(np.arange(n) - c) for n, c in zip(shape, center, strict=True))
+    squares, index = np.unique(rows[:, None] + cols, return_inverse=True)
+    return squares, index.reshape(shape).astype(np.int32)
+
+
 def fade_table(
-    stds: Sequence[float] | np.ndarray,
-    shape: tuple[int, int],
-    center: tuple[int, int],
-    *,
-    reverse: bool = False,
+    stds: Sequence[float] | np.ndarray, squares_R: np.ndarray, *, reverse: bool = False
 ) -> np.ndarray:
-    """Products of Gaussian holes, computed in float64; float32 [T, H, W].
+    """Products of Gaussian holes, computed in float64; float32 [T, R].
 
     Args:
       stds: std of each step's hole, in pixels.
-      shape: (H, W).
-      center: the pixel of the holes' center, which is exactly 0 after one step.
+      squares_R: r^2 from `distances`; at r = 0 nothing is kept after one step.
       reverse: keep at step k what T - k steps would destroy, so that the image is
         lost from the border inwards, all of it at the last step.
     """
-    rows, cols = (
-        np.square(np.arange(n) - c, dtype=float) for n, c in zip(shape, center, strict=True)
-    )
-    squared_distance = rows[:, None] + cols
-    table = np.empty((len(stds), *shape), np.float32)
-    total = np.ones(shape)
+    table = np.empty((len(stds), len(squares_R)), np.float32)
+    total = np.ones(len(squares_R))
     for k, std in enumerate(stds):
         if reverse:
             table[-1 - k] = 1 - total
-        total *= -np.expm1(-0.5 * squared_distance / std**2)
+        total *= -np.expm1(-0.5 * squares_R / std**2)
         if not reverse:
             table[k] = total
     return table
@@ -106,7 +108,7 @@ def degrade_fade(params: Fade, x0: Array, t: Array, omega: Any) -> Array:
     """x_t = m_k x_0 + (1 - m_k) color with k = round(t T), the same window at every t.
 
     Args:
-      params: the masks, and the color unless it is drawn.
+      params: the table of what is kept, and the color unless it is drawn.
       x0: clean image, [H, W, C].
       t: severity, scalar in [0, 1]; 0 is the identity.
       omega: the window's offset and the color, each where it is drawn.
@@ -114,17 +116,14 @@ def degrade_fade(params: Fade, x0: Array, t: Array, omega: Any) -> Array:
       degraded image, [H, W, C], dtype of x0.
     """
     chex.assert_rank([x0, t], [3, 0])
-    steps = params.masks.shape[0]
-    k = step_index(t, steps)
-    first = jnp.maximum(k - 1, 0)
+    k = step_index(t, params.keep.shape[0])
     color = omega.color if params.color is None else params.color
-    if omega is None or omega.offset is None:
-        keep = params.masks[first]
-    else:
+    distance = params.distance
+    if omega is not None and omega.offset is not None:
         height, width, _ = x0.shape
-        chex.assert_shape(params.masks, (None, 2 * height, 2 * width))
-        corner = (first, omega.offset[0], omega.offset[1])
-        keep = jax.lax.dynamic_slice(params.masks, corner, (1, height, width))[0]
+        chex.assert_shape(distance, (2 * height, 2 * width))
+        distance = jax.lax.dynamic_slice(distance, omega.offset, (height, width))
+    keep = params.keep[jnp.maximum(k - 1, 0)][distance]
     return cover(x0, jnp.where(k == 0, 1.0, keep), color)
 
 
@@ -210,8 +209,8 @@ def fade(
       reverse: the image is lost from the border inwards: 1 - m_k is what m_(T-k) was.
     Returns:
       A degradation whose realization is a FadeDraw of the window's offset and the
-      color, each None where it is not random; None if nothing is. Its masks hold
-      T H W floats, four times as many if the place is random.
+      color, each None where it is not random; None if nothing is. It holds T numbers for
+      each distance that occurs, see `distances`.
     Raises:
       ValueError: if an argument is invalid; the message names it.
     Note:
@@ -232,8 +231,10 @@ def fade(
     else:
         shape, center = (2 * height, 2 * width), (height - 1, width - 1)
     drawn = isinstance(color, str)
+    squares_R, distance = distances(shape, center)
     params = Fade(
-        masks=jnp.asarray(fade_table(stds_T, shape, center, reverse=reverse)),
+        keep=jnp.asarray(fade_table(stds_T, squares_R, reverse=reverse)),
+        distance=jnp.asarray(distance),
         color=None if isinstance(color, str) else _color("color", color, channels),
     )
     return Degradation(
