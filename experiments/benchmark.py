@@ -211,7 +211,9 @@ def train(rounds: int) -> Iterator[Row]:
         for way, one in times.items():
             yield one.row(f"{what}: {way}")
         ours = times.pop("diffjax").median
-        yield ratio(f"{what}: diffjax over its batch", ours / pipeline.median, at_least=20)
+        yield ratio(
+            f"{what}: diffjax over the making of its batch", ours / pipeline.median, at_least=20
+        )
         yield Row(f"{what}: share of the product's rate", flops / ours / rate, "")
         if other in times:
             over = ours / times.pop(other).median
