@@ -67,7 +67,7 @@ test-newest: ## the test suite under the newest Python and the newest jax, in .v
 suite: environment
 	$(run_suite)
 
-soak: environment ## the audit's planted bugs over five seeds, in a quarter of an hour
+soak: environment ## the audit over planted bugs, young and grown, in a quarter of an hour
 	timeout 15m $(BIN)/python -m pytest -n 2 -m soak --ignore=tests/kills_test.py
 
 soak-kills: environment ## twenty times kill -9 at random moments of a training, in minutes

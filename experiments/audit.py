@@ -1,20 +1,24 @@
-"""Looks for what is wrong with a run: a table of checks, audit.json and audit.png.
+"""Looks for what is wrong with a run: the likeliest cause in one line, and the checks behind it.
 
 python -m experiments.audit --workdir=runs/demo
 
 Writes audit.json and audit.png into the workdir, and for a run that generates generation.png: what
-the walk of the Wiener restorer alone makes of each mode of the held-out images. Exit status 1 if a
-check fails. What it cannot see is said in `diffjax.auditing.audit`.
+the walk of the Wiener restorer alone makes of each mode of the held-out images. Exit status 1 if
+something is broken; a run that is healthy, or too young to tell, ends with 0. What the audit cannot
+see is said in `diffjax.auditing.audit`.
 """
 
 import functools
 import pathlib
+import textwrap
 
 import jax
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+import tqdm
 from absl import flags
 
 from diffjax import training
@@ -42,7 +46,8 @@ def audit_run(run: runs.Run, workdir: pathlib.Path, count: int, steps: int) -> A
         (run.state, run.problem, experiment.initial_state()), jax.devices()[0]
     )
     path = workdir / "metrics.jsonl"
-    return audit(
+    bar = tqdm.tqdm(bar_format="{elapsed} {desc}", leave=False)
+    found = audit(
         state,
         problem,
         objective=experiment.objective,
@@ -55,13 +60,18 @@ def audit_run(run: runs.Run, workdir: pathlib.Path, count: int, steps: int) -> A
         batch_size=config.train.batch_size,
         # The learning rate has fallen to zero where the schedule ends.
         steps=min(steps * config.train.accumulate, config.train.steps),
+        progress_fn=bar.set_description_str,
     )
+    bar.close()
+    return found
 
 
 def table(found: Audit) -> str:
     """The checks in Markdown, aligned."""
     rows = [("check", "status", "value", "fails if", "advice")]
-    rows += [(c.name, c.status, f"{c.value:.3g}", c.limit, c.advice) for c in found.checks]
+    for c in found.checks:
+        advice = c.advice if c.follows is None else f"follows from {c.follows}: {c.advice}"
+        rows.append((c.name, c.status, f"{c.value:.3g}", c.limit, advice))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, tuple("-" * width for width in widths))
 
@@ -71,20 +81,43 @@ def table(found: Audit) -> str:
     return "\n".join(map(line, rows))
 
 
-def draw(path: pathlib.Path, curves: dict[str, list[float]]) -> None:
-    """Per severity: the error of x0_hat, by who made it, and where the gradient comes from."""
+# What is behind each curve of the picture, for its legend.
+MADE_BY = {
+    "network": "R, the trained network",
+    "zero": "an output of 0",
+    "identity": "x_t itself",
+    "Wiener": "Wiener restorer, the best linear one",
+}
+
+
+def draw(path: pathlib.Path, verdict: str, curves: dict[str, list[float]]) -> None:
+    """Per severity: the RMSE of x0_hat, by who made it, and where the gradient comes from."""
     curves = dict(curves)
     ts, shares = curves.pop("t"), curves.pop("gradient share")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
-    for name, values in curves.items():
-        style = "o-" if name == "network" else "--"
-        axes[0].semilogy(ts, values, style, lw=1.5 if name == "network" else 1, ms=3, label=name)
-    axes[0].set(xlabel="severity t", ylabel="mean squared error of x0_hat")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, squares in curves.items():
+        width, style = (1.5, "o-") if name == "network" else (1, "--")
+        # Half the error in [-1, 1] is that in [0, 1].
+        axes[0].semilogy(ts, np.sqrt(squares) / 2, style, lw=width, ms=3, label=MADE_BY[name])
+    axes[0].set(
+        title="Error of x0_hat on held-out images",
+        xlabel="severity t",
+        ylabel="RMSE, images in [0, 1]",
+    )
     axes[0].grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize=8)
-    axes[1].bar(ts, shares, width=0.8 / max(10, len(ts)))
-    axes[1].set(xlabel="severity t", ylabel="share of the gradient", xlim=(0, 1.05))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    axes[0].legend(fontsize=8, title="x0_hat made by")
+    axes[1].bar(ts, 100 * np.array(shares), width=0.8 / max(10, len(ts)), label="network")
+    even = 100 / len(ts)
+    axes[1].axhline(even, ls="--", lw=1, color="gray", label="an even share")
+    axes[1].set(
+        title="Where the gradient comes from",
+        xlabel="severity t",
+        ylabel="share of the gradient (%)",
+        xlim=(0, 1.05),
+    )
+    axes[1].legend(fontsize=8)
+    figure.suptitle("\n".join(textwrap.wrap(verdict, 110)), fontsize=10)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
@@ -102,14 +135,20 @@ def main() -> int:
         "split": "test",
         "images": min(_IMAGES.value, run.source.size),
         "device": runs.describe_device(),
+        "status": found.status,
+        "verdict": found.verdict,
         "checks": [check._asdict() for check in found.checks],
         "severities": found.curves,
     }
     files.write_json(workdir / "audit.json", report)
-    draw(workdir / "audit.png", found.curves)
+    draw(workdir / "audit.png", found.verdict, found.curves)
+    written = [workdir / "audit.json", workdir / "audit.png"]
     if foretold is not None:
-        pictures.draw_generation(workdir / "generation.png", foretold)
-    print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
+        written.append(workdir / "generation.png")
+        pictures.draw_generation(written[-1], foretold)
+    print(found.verdict)
+    print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}")
+    print(f"written: {', '.join(map(str, written))}\n")
     print(table(found))
     if foretold is not None:
         print(f"\n{foretold.summary}")

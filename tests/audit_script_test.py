@@ -42,9 +42,14 @@ def test_a_run_that_learns_nothing_is_found_out(run_script, tmp_path):
 
     report = json.loads((tmp_path / "run" / "audit.json").read_text())
     status = {check["name"]: check["status"] for check in report["checks"]}
-    assert list(status) == ["target", "time", "calibration", "floor", "weight", "scale",
-                            "overfit", "average", "convergence"]  # fmt: skip
-    assert (status["overfit"], status["scale"]) == ("fail", "pass")
+    assert set(status) == {"target", "time", "calibration", "floor", "weight", "scale",
+                           "step", "overfit", "loss", "average", "convergence"}  # fmt: skip
+    assert report["verdict"].startswith("step: the step moves no parameter")
+    assert audited.stdout.splitlines()[0] == report["verdict"]
+    for name in ("audit.json", "audit.png"):
+        assert str(tmp_path / "run" / name) in audited.stdout
+    assert "steps on 8 images" in audited.stderr
+    assert (status["step"], status["scale"]) == ("fail", "pass")
     assert status["convergence"] in ("warn", "fail")
     assert (report["step"], report["images"]) == (40, 32)
     assert report["severities"]["t"] == pytest.approx([k / 10 for k in range(1, 11)])
@@ -84,7 +89,7 @@ def test_a_folder_without_a_run(run_script, tmp_path):
     assert len(audited.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("status", "expected"), [("pass", 0), ("warn", 0), ("fail", 1)])
+@pytest.mark.parametrize(("status", "expected"), [("healthy", 0), ("too early", 0), ("fail", 1)])
 def test_the_exit_status(status, expected):
-    check = Check("scale", status, 1.0, "> 1.01", "one sentence")
-    assert Audit([check], {}).failed == bool(expected)
+    check = Check("scale", "warn", 1.0, "> 1.01", "one sentence")
+    assert Audit(status, "", [check], {}).failed == bool(expected)

@@ -7,7 +7,7 @@ says what is predicted and how it is compared, and a `restorers.Problem`.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -266,45 +266,3 @@ def gradient_shares(
         bins = np.ceil(ts * len(histogram) - 1e-3).astype(int) - 1
         norms *= np.asarray(histogram)[np.clip(bins, 0, len(histogram) - 1)]
     return norms / norms.sum() if norms.sum() > 0 else norms
-
-
-class Overfitted(NamedTuple):
-    """What a few hundred steps on a handful of images did."""
-
-    state: Any  # the last one
-    reported: np.ndarray  # the losses that the steps gave, [steps]
-    moved: float  # share of the parameters' arrays that changed
-    average_moved: bool | None  # whether ema_params changed; None: there are none
-
-
-def overfit(
-    step_fn: Callable[..., tuple[Any, Mapping[str, Any]]],
-    state: Any,
-    problem: restorers.Problem,
-    examples: Mapping[str, Array],
-    key: Array,
-    *,
-    steps: int,
-    batch_size: int,
-) -> Overfitted:
-    """Runs the user's own step on the same few examples, repeated to fill a batch."""
-    repeated = np.arange(batch_size) % len(examples["image"])
-    batch = {name: np.asarray(values)[repeated] for name, values in examples.items()}
-    batch["position"] = np.arange(batch_size, dtype=np.int32)
-    start, state = state, jax.tree.map(jnp.copy, state)  # a step may donate what it is given
-    reported = []
-    for _ in range(steps):
-        state, metrics = step_fn(state, batch, key, problem)
-        reported.append(metrics["loss"])
-
-    def changed(name):
-        pairs = (jax.tree.leaves(jax.device_get(getattr(one, name))) for one in (start, state))
-        return [bool(np.any(before != after)) for before, after in zip(*pairs, strict=True)]
-
-    average = getattr(state, "ema_params", None)
-    return Overfitted(
-        state=state,
-        reported=np.asarray(jax.device_get(reported), np.float64),
-        moved=float(np.mean(changed("params"))),
-        average_moved=None if average is None else any(changed("ema_params")),
-    )
