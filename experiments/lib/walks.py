@@ -76,7 +76,8 @@ def _over(config, one, operand, source, count, shared=False):
         clean = source.fetch_fn(indices % source.size)["image"]
         outputs = restore_fn(operand, keys(key, indices), clean)
         left = count - start
-        yield clean[:left], {name: images[:left] for name, images in outputs.items()}
+        # JAX gives a dict back sorted.
+        yield clean[:left], {name: outputs[name][:left] for name in METHODS if name in outputs}
 
 
 def generator(
