@@ -158,9 +158,16 @@ def restore(
 ) -> Array:
     """R(xt, t) = x0_hat, whatever the network predicts; arguments as in `predict`."""
     output = predict(objective, params, problem, xt, t, label)
-    if objective.prediction == "x0" or compares_previous(objective, problem.degradation):
+    return read(objective, problem.degradation, output, xt, t)
+
+
+def read(
+    objective: Objective, degradation: Degradation, output: Array, xt: Array, t: Array
+) -> Array:
+    """The x0_hat that an output means; [H, W, C]."""
+    if objective.prediction == "x0" or compares_previous(objective, degradation):
         return output
-    found = numbers(objective, problem.degradation, t)
+    found = numbers(objective, degradation, t)
     return predictions.to_x0(objective.prediction, output, xt, **found)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffjax import predictions, restorers, time_sampling
+from diffjax import metrics, predictions, restorers, time_sampling
 from diffjax.degradations import heat
 from diffjax.degradations.base import degrade, draw, transform
 from diffjax.restorers import Objective, Problem
@@ -111,6 +111,7 @@ class ExampleLoss(NamedTuple):
     error: Array  # (output - target)^2
     target: Array
     target_square: Array
+    restored: Array  # (x0_hat - x0)^2, of images in [0, 1]
 
 
 def example_loss(
@@ -146,6 +147,7 @@ def example_loss(
     omega = draw(problem.degradation, key_omega, x0)
     xt = perturb(objective, key, degrade(problem.degradation, x0, t, omega))
     output = restorers.predict(objective, params, problem, xt, t, label)
+    x0_hat = restorers.read(objective, problem.degradation, output, xt, t)
     prediction, target = compared(objective, problem, output, x0, t, omega)
     compared_in = (in_basis(objective, x) for x in (prediction, target))
     loss = jnp.mean(objective.loss_fn(*compared_in))
@@ -157,14 +159,15 @@ def example_loss(
         error=jnp.mean(jnp.square(prediction - target)),
         target=jnp.mean(target),
         target_square=jnp.mean(jnp.square(target)),
+        restored=metrics.mse(metrics.to_unit(x0_hat), metrics.to_unit(x0)),
     )
 
 
 def severity_sums(examples: ExampleLoss, axis_name: str | None) -> dict[str, Array]:
     """Sums per bin of severity ((k - 1) / BINS, k / BINS], over all devices; each [BINS].
 
-    "count", and the sums of "loss", "error", "target" and "target_square" of the batch's
-    examples: what the curves of loss, RMSE and explained variance are made of.
+    "count", and the sums of "loss", "error", "target", "target_square" and "restored" of the
+    batch's examples: what the curves of loss, RMSE and explained variance are made of.
     """
     bin_B = time_sampling.bin_index(examples.t, BINS)
     values = {name: getattr(examples, name) for name in ExampleLoss._fields[3:]}
@@ -176,16 +179,17 @@ def severity_sums(examples: ExampleLoss, axis_name: str | None) -> dict[str, Arr
 def severity_curves(sums: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
     """Loss, RMSE and explained variance per bin from `severity_sums`; None where empty.
 
-    The RMSE is of the output, in the target's units; the explained variance is
-    1 - mean error^2 / var target, over the bin's pixels.
+    The RMSE is that of x0_hat in images of [0, 1], whatever the output stands for; the explained
+    variance is 1 - mean error^2 / var target, over the bin's pixels.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        loss, error, target, square = (
-            sums[name] / sums["count"] for name in ("loss", "error", "target", "target_square")
+        loss, error, target, square, restored = (
+            sums[name] / sums["count"]
+            for name in ("loss", "error", "target", "target_square", "restored")
         )
         curves = {
             "loss": loss,
-            "rmse": np.sqrt(error),
+            "rmse": np.sqrt(restored),
             "explained_variance": 1 - error / (square - target**2),
         }
     return {

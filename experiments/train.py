@@ -3,12 +3,14 @@
 python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=runs/demo
 
 Writes, into the workdir: config.json, run.json, fitted/, checkpoints/, metrics.jsonl, pending.json,
-lock, tensorboard/, and at the end loss.png and severity.png. --init=OTHER starts from the averaged
+lock and tensorboard/; every run.evaluate_every steps heldout.jsonl and heldout.png; with every
+checkpoint loss.png and severity.png. --init=OTHER starts from the averaged
 parameters of another run: to train a finished run longer, or at another setting.
 """
 
 import contextlib
 import functools
+import json
 import pathlib
 import sys
 from typing import Any
@@ -19,7 +21,17 @@ from ml_collections import config_flags
 
 from diffjax import checkpoints, data, parallel, training
 from diffjax.restorers import Problem
-from experiments.lib import build, commands, hosts, pictures, preflight, provenance, records, runs
+from experiments.lib import (
+    build,
+    commands,
+    hosts,
+    pictures,
+    preflight,
+    provenance,
+    records,
+    runs,
+    watch,
+)
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -57,12 +69,16 @@ def main() -> int:
         hosts.first_on_one(take)
         about = provenance.describe(config.seed, source)
         with provenance.recorded(workdir, about) as record:
-            record["status"] = fit_and_train(experiment, source, workdir, init)
+            record["status"] = fit_and_train(experiment, source, workdir, init, roots)
     return record["status"]
 
 
 def fit_and_train(
-    experiment: build.Experiment, source: data.Source, workdir: pathlib.Path, init: Any
+    experiment: build.Experiment,
+    source: data.Source,
+    workdir: pathlib.Path,
+    init: Any,
+    roots: dict[str, str],
 ) -> int:
     """Fits what is fitted before, and trains, in a workdir that is ours; the exit status."""
     config = experiment.config
@@ -74,7 +90,8 @@ def fit_and_train(
             foretold = build.foretell(experiment, source)
             if foretold is not None and hosts.is_first():
                 print(foretold.summary)
-        status = train(experiment, source, problem, workdir, manager, init)
+        held_out = _held_out(config, roots) if jax.process_index() == 0 else None
+        status = train(experiment, source, held_out, problem, workdir, manager, init)
     except FloatingPointError as error:  # on all hosts alike
         print(f"error: {error}", file=sys.stderr)
         status = 1
@@ -84,6 +101,14 @@ def fit_and_train(
         raise
     manager.close()
     return status
+
+
+def _held_out(config, roots) -> data.Source | None:
+    try:
+        return build.load_data(config, "test", roots)
+    except UsageError as error:
+        print(f"warning: nothing held out to look at: {error}", file=sys.stderr)
+        return None
 
 
 def check_devices(config) -> None:
@@ -113,12 +138,13 @@ def start(experiment: build.Experiment, manager, init: Any) -> training.TrainSta
 def train(
     experiment: build.Experiment,
     source: data.Source,
+    held_out: data.Source | None,
     problem: Problem,
     workdir: pathlib.Path,
     manager,
     init: Any = None,
 ) -> int:
-    """Runs the steps that are left; returns the exit status."""
+    """Runs the steps that are left, looking at held-out images; returns the exit status."""
     config = experiment.config
     state = start(experiment, manager, init)
     first, steps = int(state.step), config.train.steps
@@ -143,6 +169,9 @@ def train(
         )
     )
     key = jax.random.key(config.seed + 1)
+    watching = None
+    if held_out is not None:
+        watching = watch.Watch(experiment, problem, source, held_out, workdir, first)
     state, problem = mode.replicate(state), mode.replicate(problem)
     batches = data.batches(
         source, batch_size=config.train.batch_size, seed=config.seed, start=first
@@ -154,6 +183,7 @@ def train(
             say(f"a step takes {taken / 2**20:,.1f} MiB of a device")
     stop = hosts.Stop()
     with records.Log(workdir, first, steps, config.train.batch_size) as log:
+        log.describe(runs.flatten(json.loads(config.to_json())))
         for step in range(first + 1, steps + 1):
             try:
                 batch = next(batches)
@@ -172,17 +202,22 @@ def train(
                     raise _diverged(bad, log, experiment, manager)
             if logging:
                 log.write(step, last=last)
+            looking = step % config.run.evaluate_every == 0 or last
+            held = mode.unreplicate(state) if saving or looking else None
+            if looking and watching is not None:
+                log.show(*watching.look(step, held.ema_params))
             # Amid updates that are skipped the last good checkpoint must not be pushed out.
             if saving and (log.row == 0 or last or stopping):
                 log.keep(step, manager.all_steps())
-                checkpoints.save(manager, step, mode.unreplicate(state))
+                log.flush()
+                checkpoints.save(manager, step, held)
+                if jax.process_index() == 0:
+                    pictures.draw_curves(workdir)
             if stopping:
                 break
     if step < steps:
         print(f"interrupted at step {step:,}: the same command goes on from there")
         return 128 + stopping
-    if jax.process_index() == 0:
-        pictures.draw_curves(workdir)
     return 0
 
 

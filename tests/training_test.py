@@ -105,6 +105,7 @@ def test_severity_sums_by_hand():
         "error": error.mean((1, 2, 3)).sum(),
         "target": x0.mean((1, 2, 3)).sum(),
         "target_square": (x0**2).mean((1, 2, 3)).sum(),
+        "restored": error.mean((1, 2, 3)).sum() / 4,  # of [0, 1], half as wide as [-1, 1]
     }
     assert set(metrics["severity"]) == set(expected)
     for name, value in expected.items():
@@ -124,6 +125,7 @@ def test_severity_curves_are_those_of_the_pixels():
         "error": ((output - target) ** 2).mean((2, 3, 4)),
         "target": target.mean((2, 3, 4)),
         "target_square": (target**2).mean((2, 3, 4)),
+        "restored": ((output - target) ** 2).mean((2, 3, 4)),
     }
     sums = {name: np.append(values.sum(axis=1), 0.0) for name, values in examples.items()}
     curves = training.severity_curves(sums)

@@ -94,7 +94,7 @@ def test_a_start_that_never_saved_does_not_refuse_another_config(tmp_path):
 def some_metrics(step):
     rng = np.random.default_rng(step)
     numbers = rng.uniform(0.1, 1, 4).astype(np.float32)
-    names = ("count", "loss", "error", "target", "target_square")
+    names = ("count", "loss", "error", "target", "target_square", "restored")
     severity = {name: rng.uniform(1, 2, 3).astype(np.float32) for name in names}
     skipped = step in (5, 11, 12)
     loss = np.float32(np.nan) if skipped else numbers[0]

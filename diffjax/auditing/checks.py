@@ -115,7 +115,8 @@ def check_time(seen: Mapping[str, Any], told: Mapping[str, np.ndarray], beaten: 
 
     Args:
       seen: from `measurements.measure`.
-      told: the loss at each severity, the network told what `measurements.wrong_times` names.
+      told: the loss at each severity, the network told what `measurements.wrong_times` names;
+        "shuffled" at least.
       beaten: whether `check_floor` fails: the Wiener restorer, which knows t, is better.
 
     value: the loss with t shuffled over that with the true one, the median over
@@ -124,19 +125,21 @@ def check_time(seen: Mapping[str, Any], told: Mapping[str, np.ndarray], beaten: 
     loss_K, zero_K = (seen[name].mean(axis=1) for name in ("loss", "zero_loss"))
     ratios = {name: _median_ratio(losses, loss_K) for name, losses in told.items()}
     differs = [
-        np.abs(_log_ratios(told[name], loss_K)).max() for name in ("shuffled", "held at its mean")
+        np.abs(_log_ratios(told[name], loss_K)).max()
+        for name in ("shuffled", "held at its mean")
+        if name in told
     ]
     value = ratios.pop("shuffled")
     # Also of a network that is wrong at some severities only a mean t may get the better.
-    ratios.pop("held at its mean")
-    best = min(ratios, key=ratios.__getitem__)
+    ratios.pop("held at its mean", None)
+    best = min(ratios, key=ratios.__getitem__, default=None)
     check = functools.partial(Check, "time", value=value)
     limit = f"within {BLIND:g} of 1"
     if max(differs) < BLIND:
         advice = "the network ignores t: is it passed on to it at all?"
         return check("fail", limit=limit, advice=advice)
     # Better than an output of 0, too: whatever is wrong, a smaller output is less so.
-    if ratios[best] < MISTOLD and _median_ratio(told[best], zero_K) < MISTOLD:
+    if best is not None and ratios[best] < MISTOLD and _median_ratio(told[best], zero_K) < MISTOLD:
         how = "t runs another way" if best == "1 - t" else "t is fed at another scale"
         advice = (
             f"{how} than in training: told '{best}' the network's loss is {ratios[best]:.2g} times "

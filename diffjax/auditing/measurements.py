@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax import predictions, restorers, training, wiener
+from diffjax import metrics, predictions, restorers, training, wiener
 from diffjax.degradations.base import degrade, draw, has_coefficients
 
 Array = jax.Array
@@ -107,9 +107,10 @@ def observe(
       "loss" l, "weighted" w(t) l and "error" (prediction - target)^2 as in `training`;
       "zero_loss" and "zero_weighted", of an output of 0; "x0_error", the squared error of
       x0_hat by the name of who made it: "network", "zero" (an output of 0), "identity" (xt)
-      and "Wiener"; "reading" and "zero_reading", that of `readings` of the output and of 0;
-      the means, squares and product of output and target; the variance of x0; and the
-      squares of output - xt, target - xt, and xt - its mean.
+      and "Wiener"; "unit_error", that of the network for images in [0, 1]; "reading" and
+      "zero_reading", that of `readings` of the output and of 0; the means, squares and product
+      of output and target; the variance of x0; and the
+      squares of output - xt, target - xt, and xt - its mean; "images", xt and x0_hat themselves.
     """
 
     def told(params, inputs, _, label):
@@ -145,6 +146,7 @@ def observe(
         "zero_weighted": weight * zero_loss,
         "error": square(prediction - target),
         "x0_error": {name: square(x0_hat - x0) for name, x0_hat in made.items()},
+        "unit_error": metrics.mse(metrics.to_unit(made["network"]), metrics.to_unit(x0)),
         "reading": {name: square(x0_hat - x0) for name, x0_hat in read.items()},
         "zero_reading": {name: square(x0_hat - x0) for name, x0_hat in zero.items()},
         "output": jnp.mean(prediction),
@@ -156,16 +158,18 @@ def observe(
         "xt_error": square(output - xt),
         "xt_target": square(target - xt),
         "xt_square": square(xt - jnp.mean(xt)),
+        "images": {"xt": xt, "x0_hat": made["network"]},
     }
 
 
-@functools.partial(jax.jit, static_argnames="objective")
-def _observe_batch(params, problem, restorer, examples, key, t, t_network_N, *, objective):
+@functools.partial(jax.jit, static_argnames=("objective", "shown"))
+def _observe_batch(params, problem, restorer, examples, key, t, t_network_N, *, objective, shown):
     def one(example, position, t_network):
         key_omega = jax.random.fold_in(key, position)
         return observe(objective, params, key_omega, example, problem, restorer, t, t_network)
 
-    return jax.vmap(one)(examples, jnp.arange(len(t_network_N)), t_network_N)
+    found = jax.vmap(one)(examples, jnp.arange(len(t_network_N)), t_network_N)
+    return found | {"images": jax.tree.map(lambda image: image[:shown], found["images"])}
 
 
 def measure(
@@ -177,12 +181,14 @@ def measure(
     key: Array,
     ts: np.ndarray,
     told_KN: np.ndarray | None = None,
+    shown: int = 0,
 ) -> dict[str, Any]:
     """`observe` on every example at every severity, the k-th with realizations of its own.
 
     Args:
       ts: severities, float32 [K].
       told_KN: what the network is told in place of them; None: the truth.
+      shown: of how many examples "images" holds x_t and x0_hat.
       Others: as in `observe`, batched.
     Returns:
       The same tree, of float64 [K, N].
@@ -192,7 +198,7 @@ def measure(
         told = np.full(len(examples["image"]), t, np.float32) if told_KN is None else told_KN[k]
         key_k = jax.random.fold_in(key, k)
         row = _observe_batch(
-            params, problem, restorer, examples, key_k, t, told, objective=objective
+            params, problem, restorer, examples, key_k, t, told, objective=objective, shown=shown
         )
         rows.append(jax.device_get(row))
     return jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float64), *rows)

@@ -34,7 +34,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
     config.train.update(steps=6, batch_size=8, warmup=2, accumulate=1)
     config.sample.update(steps=2, batch_size=8, images=16)
     config.prior.update(components=1, images=64)
-    config.run.update(log_every=2, checkpoint_every=3)
+    config.run.update(log_every=2, evaluate_every=3, checkpoint_every=3)
 
 
 def get(config: ml_collections.ConfigDict, field: str) -> Any:
@@ -56,7 +56,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
     for field in (
         "train.steps train.batch_size train.accumulate train.max_skipped sample.batch_size "
-        "run.log_every run.checkpoint_every run.keep model.blocks"
+        "run.log_every run.evaluate_every run.checkpoint_every run.keep model.blocks"
     ).split():
         check(get(config, field) > 0, field, "positive")
     for field in ("train.levels", "sample.steps", "sample.images", "data.image_size", "data.limit"):

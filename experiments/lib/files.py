@@ -49,6 +49,18 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
+def keep_lines(path: pathlib.Path, last: int) -> list[dict[str, Any]]:
+    """The lines up to that step; the others are removed from the file."""
+    kept = [line for line in read_lines(path) if line["step"] <= last]
+    write_bytes(path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
+    return kept
+
+
+def append_line(path: pathlib.Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
 def finite(tree: Any) -> Any:
     """The tree with None for every number that JSON has no word for."""
     if isinstance(tree, dict):

@@ -1,8 +1,11 @@
 """The pictures that the scripts leave behind."""
 
+import io
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -100,35 +103,71 @@ def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
 
 
 def draw_curves(workdir: pathlib.Path) -> None:
-    """loss.png and severity.png, from metrics.jsonl: over the steps, and for each bin of t."""
+    """loss.png and severity.png: training beside held-out images; over the steps, by severity."""
     import matplotlib
 
     lines = files.read_lines(workdir / "metrics.jsonl")
-    steps = [line["step"] for line in lines]
-    losses = np.array([line["loss"] for line in lines], float)  # None becomes NaN
-    figure = new_figure((6, 3.5))
-    axis = figure.subplots()
-    axis.semilogy(steps, losses, lw=1)
-    axis.set(xlabel="step", ylabel="training loss")
-    axis.grid(alpha=0.3, which="both")
-    figure.savefig(workdir / "loss.png", dpi=120, bbox_inches="tight")
+    held = files.read_lines(workdir / "heldout.jsonl")
+    if not lines:
+        return
+    steps, held_steps = ([line["step"] for line in some] for some in (lines, held))
 
-    names = {"loss": "loss", "rmse": "RMSE", "explained_variance": "explained variance"}
+    def values(some, name):
+        return np.array([line["severity"][name] for line in some], float)  # None becomes NaN
+
+    figure = new_figure((10, 3.5))
+    axes = figure.subplots(1, 2)
+    loss = np.array([line["loss"] for line in lines], float)
+    axes[0].semilogy(steps, loss, lw=1, label="training")
+    axes[0].semilogy(
+        held_steps, [line["loss"] for line in held], "o-", lw=1, ms=3, label="held-out"
+    )
+    axes[0].set(xlabel="step", ylabel="loss, weighted")
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a line without any severity
+        rmse = np.sqrt(np.nanmean(values(lines, "rmse") ** 2, axis=1))
+    axes[1].semilogy(steps, rmse, lw=1, label="training")
+    axes[1].semilogy(
+        held_steps, [line["rmse"] for line in held], "o-", lw=1, ms=3, label="held-out"
+    )
+    axes[1].set(xlabel="step", ylabel="RMSE of x0_hat, images in [0, 1]")
+    for axis in axes:
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
+    _save(figure, workdir / "loss.png")
+
+    names = {
+        "loss": "loss",
+        "rmse": "RMSE of x0_hat, images in [0, 1]",
+        "explained_variance": "explained variance",
+    }
     figure = new_figure((12, 3.5))
     axes = figure.subplots(1, len(names))
-    viridis = matplotlib.colormaps["viridis"]
     for axis, (name, label) in zip(axes, names.items(), strict=True):
-        values = np.array([line["severity"][name] for line in lines], float)
-        for k, series in enumerate(values.T):
-            color = viridis(k / values.shape[1])
-            axis.plot(
-                steps, series, lw=1, color=color, label=f"t <= {(k + 1) / values.shape[1]:.1f}"
-            )
+        found = values(lines, name)
+        colors = matplotlib.colormaps["viridis"](np.arange(found.shape[1]) / found.shape[1])
+        for k, series in enumerate(found.T):
+            ends = f"t <= {(k + 1) / found.shape[1]:.1f}"
+            axis.plot(steps, series, lw=1, color=colors[k], label=ends)
+        if held and name in held[0]["severity"]:
+            for t, series in zip(held[0]["severity"]["t"], values(held, name).T, strict=True):
+                color = colors[min(int(t * len(colors) - 1e-6), len(colors) - 1)]
+                axis.plot(held_steps, series, "o--", lw=0.8, ms=2, color=color)
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
-    axes[-1].set_ylim(max(-1, np.nanmin(values)), 1.02)
+    axes[0].set_title("lines: training; dots: held-out", fontsize=8)
+    axes[-1].set_ylim(max(-1, np.nanmin(found, initial=1)), 1.02)
     axes[-1].legend(fontsize=6)
-    figure.savefig(workdir / "severity.png", dpi=110, bbox_inches="tight")
+    _save(figure, workdir / "severity.png")
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    """As a whole: somebody may look at it while the run goes on."""
+    content = io.BytesIO()
+    # By numbers: to measure the texts would cost as much as to draw them.
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.15, top=0.92, wspace=0.25)
+    figure.savefig(content, dpi=110)
+    files.write_bytes(path, content.getvalue())
 
 
 def draw_generation(path: pathlib.Path, found: Generation) -> None:

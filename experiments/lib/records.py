@@ -1,6 +1,5 @@
 """What a training run writes while it goes on."""
 
-import json
 import math
 import pathlib
 import time
@@ -43,9 +42,7 @@ class Log:
             self._pending = [(one["step"], _arrays(one)) for one in held["metrics"]]
         if self._main:
             self._path = workdir / "metrics.jsonl"
-            kept = [line for line in files.read_lines(self._path) if line["step"] <= start]
-            text = "".join(f"{json.dumps(line)}\n" for line in kept)
-            files.write_bytes(self._path, text.encode())
+            kept = files.keep_lines(self._path, start)
             spent = held or (kept[-1] if kept else {"seconds": 0.0, "cpu_seconds": 0.0})
             self._started = time.monotonic() - spent["seconds"]
             self._cpu_started = time.process_time() - spent["cpu_seconds"]
@@ -92,8 +89,7 @@ class Log:
         sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *severities)
         line["severity"] = training.severity_curves(sums)
         line = files.finite(line)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        files.append_line(self._path, line)
         self._draw(step, line)
 
     def keep(self, step: int, others: Iterable[int]) -> None:
@@ -123,10 +119,39 @@ class Log:
         for name, values in line["severity"].items():
             for k, value in enumerate(values):
                 if value is not None:
-                    self._curves.add_scalar(f"{name}/t<={(k + 1) / len(values):.1f}", value, step)
+                    self._curves.add_scalar(_tag(name, (k + 1) / len(values)), value, step)
         rate = self._bar.format_dict["rate"] or math.nan
         loss = math.nan if line["loss"] is None else line["loss"]
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate * self._batch_size:,.0f} images/s")
+
+    def describe(self, config: dict[str, Any]) -> None:
+        """The hyperparameters, in the place where TensorBoard compares runs by them."""
+        if self._main:
+            shown = {name: value for name, value in config.items() if value is not None}
+            shown = {
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in shown.items()
+            }
+            for summary in tensorboardX.summary.hparams(shown, {"heldout/rmse": 0, "loss": 0}):
+                self._curves.file_writer.add_summary(summary)
+
+    def show(self, line: dict[str, Any], picture: np.ndarray, turned: Sequence[str]) -> None:
+        """What `watch.Watch.look` saw, in TensorBoard; what has turned, above the bar."""
+        step, severity = line["step"], line["severity"]
+        for name in ("loss", "rmse"):
+            if line[name] is not None:
+                self._curves.add_scalar(f"heldout/{name}", line[name], step)
+            for t, value in zip(severity["t"], severity[name], strict=True):
+                if value is not None:
+                    self._curves.add_scalar(_tag(f"heldout_{name}", t), value, step)
+        self._curves.add_image("heldout/images", picture, step, dataformats="HWC")
+        for text in turned:
+            self._bar.write(text)
+
+    def flush(self) -> None:
+        """Puts on disk what TensorBoard reads."""
+        if self._main:
+            self._curves.flush()
 
     def __enter__(self):
         return self
@@ -135,6 +160,11 @@ class Log:
         self._bar.close()
         if self._main:
             self._curves.close()
+
+
+def _tag(name: str, t: float) -> str:
+    """severity/loss_0.1: of the bin of severities that ends there."""
+    return f"severity/{name}_{math.ceil(round(t * training.BINS, 6)) / training.BINS:.1f}"
 
 
 def _arrays(one: dict[str, Any]) -> dict[str, Any]:

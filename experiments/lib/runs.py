@@ -1,8 +1,8 @@
 """The folder of a run: what it holds, who may claim it, how it is read back.
 
 A workdir holds config.json, fitted/ (what was fitted before training), checkpoints/,
-metrics.jsonl, tensorboard/, run.json (every start: see `provenance`), and what the commands draw
-or tabulate. A file "lock" is held by whoever trains there.
+metrics.jsonl, heldout.jsonl, tensorboard/, run.json (every start: see `provenance`), and what the
+commands draw or tabulate. A file "lock" is held by whoever trains there.
 """
 
 import contextlib
@@ -122,8 +122,8 @@ def claim(
                 shutil.rmtree(workdir / "fitted", ignore_errors=True)
                 files.write_json(path, wanted)
             return
-        for field in sorted(_flatten(held).keys() | _flatten(wanted).keys()):
-            old, new = _flatten(held).get(field), _flatten(wanted).get(field)
+        for field in sorted(flatten(held).keys() | flatten(wanted).keys()):
+            old, new = flatten(held).get(field), flatten(wanted).get(field)
             if old != new and not field.startswith(("run.", "parallel", "shard_optimizer")):
                 raise UsageError(
                     f"{workdir} holds another experiment: config.{field} is {old!r} there and "
@@ -136,10 +136,11 @@ def claim(
         files.write_json(path, wanted)
 
 
-def _flatten(tree, prefix=""):
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"section.field": value} of a config as JSON."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {k: v for name in tree for k, v in _flatten(tree[name], f"{prefix}{name}.").items()}
+    return {k: v for name in tree for k, v in flatten(tree[name], f"{prefix}{name}.").items()}
 
 
 def fit_or_load(
