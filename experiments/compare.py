@@ -1,18 +1,22 @@
-"""Trains a small grid of variants under one budget and set of seeds: one table, one picture.
+"""Compares finished runs, or trains a small grid of variants under one budget and set of seeds.
 
+python -m experiments.compare runs/a runs/b runs/c
 python -m experiments.compare --study=losses --output=docs/results/losses
 python -m experiments.compare --study=preconditioning --output=docs/results/preconditioning
 python -m experiments.compare --study=preconditioning --data=mnist --seeds=1 --steps=400 \
     --output=docs/results/preconditioning_mnist
 python -m experiments.compare --study=perturbation --steps=300 --output=docs/results/perturbation
 
-Writes OUTPUT.json and, where there are curves, OUTPUT.png. A study is a table of variants in this
-file, each a delta on default.py. Every variant is judged on held-out images: the RMSE of x0_hat,
-averaged over ten severities and at t = 1 (where SSIM is taken too), and, for losses, by the Frechet
-distance between 1,024 generated images and the training images, in the space of their pixels; x_T
-is not perturbed. The study of train.perturbation compares Algorithm 2 with one call of R, from x_T
-as computed and rounded to 8 bits. All numbers are of images in [0, 1]. It can be interrupted, and
-goes on with the next variant.
+Writes OUTPUT.json and, where there are curves, OUTPUT.png; for runs comparison.json and
+comparison.png beside the first of them, unless --output says where: how their configs differ, their
+curves, and every way back from the same held-out images.
+
+A study is a table of variants in this file, each a delta on default.py. Every variant is judged on
+held-out images: the RMSE of x0_hat, averaged over ten severities and at t = 1 (where SSIM is taken
+too), and, for losses, by the Frechet distance between 1,024 generated images and the training
+images, in the space of their pixels; x_T is not perturbed. The study of train.perturbation compares
+Algorithm 2 with one call of R, from x_T as computed and rounded to 8 bits. All numbers are of
+images in [0, 1]. It can be interrupted, and goes on with the next variant.
 """
 
 import functools
@@ -28,7 +32,7 @@ from absl import flags
 from diffjax import data, metrics, restorers, samplers, training
 from diffjax.degradations.base import degrade, draw
 from experiments.configs import default
-from experiments.lib import build, commands, files, judge, runs, walks
+from experiments.lib import build, commands, comparison, files, judge, runs, walks
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -291,7 +295,16 @@ def draw_curves(path: pathlib.Path, results: dict[str, dict]) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(*workdirs: str) -> None:
+    if workdirs:
+        if len(workdirs) < 2:
+            raise UsageError(f"{workdirs[0]} alone cannot be compared: name two runs or more")
+        beside = pathlib.Path(workdirs[0]).parent / "comparison"
+        output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else beside
+        comparison.compare(list(workdirs), output, _IMAGES.value)
+        return
+    if _OUTPUT.value is None:
+        raise UsageError("--output must be given: the .json and .png that a study writes")
     mnist = _DATA.value != "digits"
     study = {
         "losses": losses_study,
@@ -337,5 +350,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("output")
-    commands.run(main, again="the same command goes on where it stopped")
+    commands.run(main, again="the same command goes on where it stopped", operands=True)

@@ -33,12 +33,17 @@ class Stopped(BaseException):
         self.number = number
 
 
-def run(main: Callable[[], int | None], *, again: str = "the same command starts anew") -> None:
+def run(
+    main: Callable[..., int | None],
+    *,
+    again: str = "the same command starts anew",
+    operands: bool = False,
+) -> None:
     """Parses the flags and runs main; what the user got wrong ends in one line and status 2.
 
     --help prints the command's docstring and its own flags, and exits 0. SIGTERM, SIGINT and
     SIGHUP end it in one line that says `again`, with status 128 + signal. Where nobody reads
-    what it prints any more, the work goes on.
+    what it prints any more, the work goes on. operands: main is given what is no flag.
     """
     sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
     absl_logging.set_verbosity(absl_logging.FATAL)
@@ -57,7 +62,7 @@ def run(main: Callable[[], int | None], *, again: str = "the same command starts
             if isinstance(message, KeyError):  # its str would be a repr
                 message = message.args[0]
             raise UsageError(f"no config field {' '.join(str(message).split())}") from error
-        if len(rest) > 1:
+        if len(rest) > 1 and not operands:
             raise UsageError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         for name in {"workdir", "init", "output"} & set(flags.FLAGS):
             if "://" in (flags.FLAGS[name].value or ""):
@@ -71,7 +76,7 @@ def run(main: Callable[[], int | None], *, again: str = "the same command starts
         _keep_compiled()
     try:
         with usage_errors(OSError):
-            status = main() or 0
+            status = main(*rest[1:]) or 0
     except Stopped as stopped:
         status = 128 + stopped.number
         print(f"stopped by {signal.Signals(stopped.number).name}: {again}", file=sys.stderr)

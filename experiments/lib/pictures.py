@@ -165,7 +165,7 @@ def _save(figure: Any, path: pathlib.Path) -> None:
     """As a whole: somebody may look at it while the run goes on."""
     content = io.BytesIO()
     # By numbers: to measure the texts would cost as much as to draw them.
-    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.15, top=0.92, wspace=0.25)
+    figure.subplots_adjust(left=0.09, right=0.99, bottom=0.15, top=0.92, wspace=0.35)
     figure.savefig(content, dpi=110)
     files.write_bytes(path, content.getvalue())
 
