@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 DATASET ?= mnist
+CONFIG ?= experiments/configs/digits_deblur.py
 DATA_DIR ?= $(HOME)/tensorflow_datasets
 
 # $(call works,python,minor): it runs, is 3.minor or newer, and can make environments.
@@ -39,7 +40,7 @@ define run_suite
 $(BIN)/python -m pytest -n 2 -m "not soak and not pods"
 endef
 
-.PHONY: help demo test test-newest suite soak soak-kills pods bench prepare clean environment
+.PHONY: help demo overfit test test-newest suite soak soak-kills pods bench prepare clean environment
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +49,10 @@ demo: environment ## train, sample and judge a deblurring of handwritten digits,
 	$(BIN)/python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=$(DEMO)
 	$(BIN)/python -m experiments.sample --workdir=$(DEMO)
 	$(BIN)/python -m experiments.evaluate --workdir=$(DEMO)
+
+overfit: environment ## learn eight images by heart in a minute, or say what is broken: CONFIG=...
+	$(BIN)/python -m experiments.train --config=$(CONFIG) --config.data.limit=8 \
+	--config.train.steps=300 --config.train.loss=l2 --workdir=runs/overfit
 
 test: environment ## ruff, mypy and the whole test suite
 	$(BIN)/ruff check .

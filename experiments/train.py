@@ -5,7 +5,8 @@ python -m experiments.train --config=experiments/configs/digits_deblur.py --work
 Writes, into the workdir: config.json, run.json, fitted/, checkpoints/, metrics.jsonl, pending.json,
 lock and tensorboard/; every run.evaluate_every steps heldout.jsonl and heldout.png; with every
 checkpoint loss.png and severity.png. --init=OTHER starts from the averaged
-parameters of another run: to train a finished run longer, or at another setting.
+parameters of another run: to train a finished run longer, or at another setting. With a small
+--config.data.limit it says whether those images were learned by heart.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from diffjax.restorers import Problem
 from experiments.lib import (
     build,
     commands,
+    files,
     hosts,
     pictures,
     preflight,
@@ -34,6 +36,8 @@ from experiments.lib import (
 )
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
+
+FEW = 64  # images that any network learns by heart
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
@@ -218,6 +222,8 @@ def train(
     if step < steps:
         print(f"interrupted at step {step:,}: the same command goes on from there")
         return 128 + stopping
+    if config.data.limit is not None and source.size <= FEW:
+        say(records.memorized(files.read_lines(workdir / "metrics.jsonl")))
     return 0
 
 

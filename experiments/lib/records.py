@@ -162,6 +162,31 @@ class Log:
             self._curves.close()
 
 
+def memorized(lines: Sequence[dict[str, Any]]) -> str:
+    """In a sentence, whether a few images were learned by heart, and at which severities not.
+
+    lines: of metrics.jsonl, of a run on a few images.
+    """
+    first, last = lines[0], lines[-1]
+    if None in (first["loss"], last["loss"]):
+        return "not learned by heart: the loss is not finite; lower train.learning_rate"
+    share = last["loss"] / max(first["loss"], 1e-30)
+    said = f"the loss went from {first['loss']:.3g} to {last['loss']:.3g}, {share:.1%} of it"
+    if share <= 0.01:
+        return f"learned by heart: {said}"
+    pairs = list(zip(first["severity"]["loss"], last["severity"]["loss"], strict=True))
+    seen = [k for k, pair in enumerate(pairs) if None not in pair]
+    stuck = [k for k in seen if pairs[k][1] > 0.5 * pairs[k][0]]
+    if not stuck:
+        why = "it falls at every severity: give it more train.steps, then a larger network"
+    elif stuck == seen:
+        why = "no severity is learned: look at the learning rate, the target, what the step updates"
+    else:
+        where = ", ".join(f"{(k + 1) / len(pairs):.1f}" for k in stuck)
+        why = f"it hardly falls in the severities up to {where}: look at the weight by time"
+    return f"not learned by heart: {said}, where a hundredth was due; {why}"
+
+
 def _tag(name: str, t: float) -> str:
     """severity/loss_0.1: of the bin of severities that ends there."""
     return f"severity/{name}_{math.ceil(round(t * training.BINS, 6)) / training.BINS:.1f}"
