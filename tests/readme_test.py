@@ -25,7 +25,7 @@ def test_restored(name):
     for method, row in found["methods"].items():
         line = f"| {method} | {row['rmse']:.3f} | {row['psnr']:.2f} | {row['ssim']:.3f} |"
         assert line in README
-    assert f"{found['images']} held-out" in README
+    assert f"{found['images']:,} held-out" in README
 
 
 def test_tasks():
