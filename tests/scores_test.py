@@ -2,7 +2,9 @@
 
 import jax
 import numpy as np
+import pytest
 
+from diffjax import parallel
 from experiments.lib import scores
 
 
@@ -30,3 +32,19 @@ def test_every_image_counts_once_and_one_program_serves_all_batches():
     assert found["wrong"]["exact"] == 0
     assert found["exact"] == {"rmse": 0.0, "psnr": None, "exact": 5, "ssim": 1.0}
     assert sum(compiled) == 1
+
+
+def test_the_scores_of_shares_are_those_of_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(-0.5, 0.5, (5, 12, 12, 1)).astype(np.float32)
+    wrong = clean + rng.normal(0, 0.1, clean.shape).astype(np.float32)
+    whole = scores.tabulate([(clean, {"wrong": wrong})])["wrong"]
+    shares = []
+    monkeypatch.setattr(
+        parallel, "bytes_from_all_hosts", lambda mine: shares.append(mine) or shares
+    )
+    # Three hosts: four images, one, none.
+    for part in (slice(0, 4), slice(4, 5), None):
+        batches = [] if part is None else [(clean[part], {"wrong": wrong[part]})]
+        together = scores.tabulate(batches, shared=True)
+    assert together["wrong"] == pytest.approx(whole, rel=1e-6)
