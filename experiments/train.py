@@ -3,17 +3,19 @@
 python -m experiments.train --config=experiments/configs/digits_deblur.py --workdir=runs/demo
 
 Writes, into the workdir: config.json, run.json, fitted/, checkpoints/, metrics.jsonl, pending.json,
-lock and tensorboard/; every run.evaluate_every steps heldout.jsonl and heldout.png; with every
-checkpoint loss.png and severity.png. --init=OTHER starts from the averaged
-parameters of another run: to train a finished run longer, or at another setting. With a small
---config.data.limit it says whether those images were learned by heart.
+lock and tensorboard/; every run.evaluate_every steps heldout.jsonl and heldout.png; with the
+checkpoints, at most every 20 seconds, loss.png and severity.png. --init=OTHER starts from the
+averaged parameters of another run: to train a finished run longer, or at another setting. With a
+small --config.data.limit it says whether those images were learned by heart.
 """
 
 import contextlib
 import functools
 import json
+import math
 import pathlib
 import sys
+import time
 from typing import Any
 
 import jax
@@ -37,6 +39,7 @@ from experiments.lib import (
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
+PAUSE = 20  # seconds between two pictures of the curves, which take half a second
 FEW = 64  # images that any network learns by heart
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
@@ -185,7 +188,7 @@ def train(
         taken = parallel.memory(step_fn, state, mode.shard(batch), key, problem)
         if taken is not None:
             say(f"a step takes {taken / 2**20:,.1f} MiB of a device")
-    stop = hosts.Stop()
+    stop, drawn = hosts.Stop(), -math.inf
     with records.Log(workdir, first, steps, config.train.batch_size) as log:
         log.describe(runs.flatten(json.loads(config.to_json())))
         for step in range(first + 1, steps + 1):
@@ -215,8 +218,10 @@ def train(
                 log.keep(step, manager.all_steps())
                 log.flush()
                 checkpoints.save(manager, step, held)
-                if jax.process_index() == 0:
+                due = last or stopping or time.monotonic() > drawn + PAUSE
+                if due and jax.process_index() == 0:
                     pictures.draw_curves(workdir)
+                    drawn = time.monotonic()
             if stopping:
                 break
     if step < steps:
