@@ -296,6 +296,9 @@ def walks(rounds: int) -> Iterator[Row]:
         yield ratio(f"{what}: diffusers over diffjax", over)
 
 
+DEMO = "--config=experiments/configs/digits_deblur.py"
+
+
 def cpu_seconds(command: list[str], variables: dict[str, str]) -> float:
     """Of a command run to its end."""
     before = sum(os.times()[2:4])
@@ -308,22 +311,39 @@ def cpu_seconds(command: list[str], variables: dict[str, str]) -> float:
     return sum(os.times()[2:4]) - before
 
 
+def until_first_step(workdir: pathlib.Path, variables: dict[str, str]) -> float:
+    """CPU seconds of the demo's training until it has told of a step; then it is ended."""
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", DEMO]
+    before, quiet = sum(os.times()[2:4]), subprocess.DEVNULL
+    with subprocess.Popen(
+        [*command, "--config.run.log_every=1"],
+        stdout=quiet,
+        stderr=quiet,
+        env=os.environ | variables,
+    ) as process:
+        while not files.read_lines(workdir / "metrics.jsonl"):
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
+            time.sleep(0.05)
+        process.kill()
+    return sum(os.times()[2:4]) - before
+
+
 def first_step(rounds: int) -> Iterator[Row]:
-    """CPU seconds of a training that ends after one step, and of judging it, each twice: what the
-    first compiles is kept for the second.
+    """CPU seconds to the demo's first step, and of judging it, each twice: what the first compiles
+    is kept for the second.
     """
     del rounds
-    train = ["experiments.train", "--config=experiments/configs/digits_deblur.py"]
     with tempfile.TemporaryDirectory() as folder:
         kept = {"DIFFJAX_CACHE": f"{folder}/cache"}
         for name, at_most in (("cold", 15), ("warm", 8)):
-            run = [*train, "--config.train.steps=1", f"--workdir={folder}/{name}"]
-            seconds = cpu_seconds(run, kept)
+            seconds = until_first_step(pathlib.Path(folder, name), kept)
             what = f"the demo's first step, {name}: CPU time"
             yield Row(what, seconds, "s", target=f"<= {at_most}", met=seconds <= at_most)
+        workdir = f"--workdir={folder}/run"
+        cpu_seconds(["experiments.train", DEMO, "--config.train.steps=1", workdir], kept)
         for name, at_most in (("cold", None), ("warm", 5)):
-            run = ["experiments.evaluate", f"--workdir={folder}/warm"]
-            seconds = cpu_seconds(run, kept)
+            seconds = cpu_seconds(["experiments.evaluate", workdir], kept)
             row = Row(f"evaluate of the demo, {name}: CPU time", seconds, "s")
             bound = {"target": f"<= {at_most}", "met": seconds <= at_most} if at_most else {}
             yield row._replace(**bound)
