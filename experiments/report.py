@@ -285,8 +285,9 @@ def restored(name: str, workdirs: pathlib.Path, cpu_seconds: int) -> list[dict]:
     """A task trained, and judged at each of its points; the last on all test images."""
     workdir, steps = workdirs / name, affordable(name, workdirs, cpu_seconds)
     every = steps // POINTS
-    changes = {"train.steps": steps, "run.checkpoint_every": every, "run.keep": POINTS}
-    changes["run.evaluate_every"] = steps  # looking is not training
+    changes = {"train.steps": steps, "run.checkpoint_every": every}
+    # Stops on the way save as well; and looking is not training.
+    changes |= {"run.keep": 4 * POINTS, "run.evaluate_every": steps}
     train(name, workdir, {f"config.{field}": value for field, value in changes.items()})
     found = [evaluated(workdir, k * every, WATCHED) for k in (1, 2, 4)] + [evaluated(workdir)]
     spent = {line["step"]: line for line in files.read_lines(workdir / "metrics.jsonl")}
