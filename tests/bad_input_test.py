@@ -3,15 +3,25 @@
 Oracle: the field that each case names, which the message must hold; the folder before.
 """
 
+import subprocess
+import sys
+
 import pytest
 import script_runs
 
-from experiments.lib import runs
+from experiments.lib import build, runs
 from experiments.lib.commands import UsageError
 
+DEFAULT = """
+from experiments.configs import default
+
+
+def get_config():
+    config = default.get_config()
+"""
 # config field -> values that it must refuse
 FIELDS = {
-    "seed": ["-1", "2147483648", "1.5", "many"],
+    "seed": ["-1", "2147483648", "1.5", "many", "None"],
     "data.name": ["nosuchset", "''", "nowhere:load", "math:nothing", "math:pi"],
     "data.image_size": ["0", "-3", "1.5", "big"],
     "data.limit": ["0", "-1", "few"],
@@ -20,22 +30,22 @@ FIELDS = {
     "degradation.boundary": ["wrap", "''"],
     "degradation.stds": ["(0,)", "(-1.0,)", "()"],
     "model.network": ["mlp", "''", "nowhere:make"],
-    "model.width": ["0", "-8", "12", "8.5", "wide"],
-    "model.multipliers": ["()", "(0,)", "(1, -1)"],
+    "model.width": ["0", "-8", "12", "8.5", "wide", "None", "80000"],
+    "model.multipliers": ["()", "(0,)", "(1, -1)", "None"],
     "model.blocks": ["0", "-1", "two"],
     "model.attention": ["(5,)", "(-1,)"],
     "model.dtype": ["float8", "int32", "''"],
     "model.precondition_floor": ["0", "-1", "inf", "nan", "low"],
     "model.class_conditional": ["maybe"],
     "train.steps": ["0", "-1", "1.5", "many"],
-    "train.batch_size": ["0", "-2", "3", "2.5", "all"],
-    "train.loss": ["l3", "''", "L1"],
+    "train.batch_size": ["0", "-2", "3", "2.5", "all", "1000000000"],
+    "train.loss": ["l3", "''", "L1", "None"],
     "train.loss_delta": ["0", "-1", "inf", "nan"],
     "train.prediction": ["x1", "''", "epsilon"],
     "train.weighting": ["heavy", "''"],
     "train.times": ["always", "''"],
-    "train.levels": ["0", "-1", "1.5"],
-    "train.learning_rate": ["-1", "inf", "nan", "fast"],
+    "train.levels": ["0", "-1", "1.5", "1000000000"],
+    "train.learning_rate": ["-1", "inf", "nan", "fast", "None"],
     "train.warmup": ["-1", "1.5"],
     "train.clip_norm": ["0", "-1", "nan"],
     "train.accumulate": ["0", "-1"],
@@ -52,7 +62,7 @@ FIELDS = {
     "sample.steps": ["0", "-1"],
     "sample.grid": ["square", "''"],
     "sample.dynamic_threshold": ["0", "1.1", "nan"],
-    "sample.guidance_interval": ["(0.5, 0.1)", "(-1.0, 1.0)", "(0.0, 2.0)"],
+    "sample.guidance_interval": ["(0.5, 0.1)", "(-1.0, 1.0)", "(0.0, 2.0)", "None"],
     "sample.batch_size": ["0", "-1"],
     "sample.images": ["0", "-1"],
     "run.log_every": ["0", "-1"],
@@ -92,6 +102,64 @@ def test_a_bad_config(tmp_path, monkeypatch, field, value):
     assert lines[0].startswith("error: ")
     assert named(field, lines[0]), err
     assert not list(tmp_path.iterdir())
+
+
+# What a config's file may hold, and what the line must.
+FILES = {
+    "returns nothing": ("def get_config(): pass", "--config"),
+    "returns a dict": ("def get_config(): return {'seed': 1}", "got dict"),
+    "is empty": ("", "get_config"),
+    "raises": ("def get_config(): raise RuntimeError('not today\\nnor tomorrow')", "not today"),
+    "exits": ("import sys\ndef get_config(): sys.exit(0)", "SystemExit"),
+    "is no Python": ("def get_config(:", "SyntaxError"),
+    "imports what is absent": ("import nosuchmodule", "nosuchmodule"),
+    "lacks a section": (f"{DEFAULT}    del config.train\n    return config", "config.train:"),
+    "lacks a field": (
+        f"{DEFAULT}    del config.train.loss\n    return config",
+        "config.train.loss",
+    ),
+    "has a number for a section": (f"{DEFAULT}    config.train = 3\n    return config", "'train'"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_of_a_config(tmp_path, monkeypatch, name):
+    text, message = FILES[name]
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    # All files of configs bear one name as modules, and what one defined the next would find.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    status, out, err = script_runs.call("train", f"--config={path}", f"--workdir={tmp_path}/run")
+    lines = err.splitlines()
+    assert (status, out) == (2, "")
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0], err
+    assert not (tmp_path / "run").exists()
+
+
+def test_none_unsets_a_field(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(build, "build", lambda config, *_: seen.append(config) or 1 / 0)
+    given = ["data.image_size=9", "sample.images=3", "prior.perturbation=1", "train.weighting=snr"]
+    unset = [f"--config.{one.partition('=')[0]}=None" for one in [*given, "model.precondition="]]
+    with pytest.raises(ZeroDivisionError):
+        script_runs.call(
+            "train",
+            script_runs.CONFIG,
+            f"--workdir={tmp_path}/run",
+            *(f"--config.{one}" for one in given),
+            *unset,
+        )
+    (config,) = seen
+    fields = (
+        config.data.image_size,
+        config.sample.images,
+        config.prior.perturbation,
+        config.train.weighting,
+        config.model.precondition,
+    )
+    assert fields == (None,) * 5
 
 
 # (command, arguments, what the line must hold); {t} is an empty folder, {f} a file
@@ -151,5 +219,49 @@ def test_a_bad_flag(tmp_path, case):
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     assert message.format(**places) in lines[0], err
+    assert not list(folder.iterdir())
+    assert file.read_text() == "mine"
+
+
+# The same of real commands, of every kind one.
+REAL = [
+    ("train", [script_runs.CONFIG, "--workdir={t}/new", "--config.train.steps=0"], "train.steps"),
+    ("train", [script_runs.CONFIG, "--workdir={t}/new", "--config.nothing=1"], "nothing"),
+    ("train", [script_runs.CONFIG, "--workdir={t}/new", "--config.seed=None"], "config.seed"),
+    ("train", ["--config={f}", "--workdir={t}/new"], "--config"),
+    ("train", [script_runs.CONFIG, "--workdir={f}"], "{f}"),
+    ("sample", ["--workdir={t}"], "{t} holds no config.json"),
+    ("evaluate", ["--workdir={t}", "--images=0"], "--images"),
+    ("restore", ["--workdir={t}", "--input={f}"], "--output"),
+    ("audit", ["--workdir={t}", "stray"], "stray"),
+    ("compare", ["--output={t}/o", "--study=none"], "--study"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(REAL)))
+def test_a_real_command(env, tmp_path, case):
+    script, arguments, message = REAL[case]
+    folder, file = tmp_path / "empty", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("mine")
+    places = {"t": folder, "f": file}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            f"experiments.{script}",
+            *(one.format(**places) for one in arguments),
+        ],
+        cwd=script_runs.ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message.format(**places) in lines[0]
     assert not list(folder.iterdir())
     assert file.read_text() == "mine"

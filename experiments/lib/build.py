@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -111,6 +112,8 @@ def load_data(config: ml_collections.ConfigDict, split: str, roots: Mapping[str,
             image_size=config.data.image_size,
             limit=config.data.limit,
         )
+    except MemoryError as error:
+        raise UsageError("config.data does not fit into memory: lower image_size") from error
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
 
@@ -235,11 +238,30 @@ def _network(config, image_shape, preconditioned, num_classes, roots) -> tuple[C
         init_fn, apply_fn = network_fn(image_shape, channels_in, channels, num_classes, **settings)
     except (TypeError, ValueError) as error:
         raise UsageError(f"config.model ({config.model.network}): {error}") from error
-    _check_network(config, image_shape, channels_in, num_classes, init_fn, apply_fn)
+    params = _check_network(config, image_shape, channels_in, num_classes, init_fn, apply_fn)
+    _check_memory(config, image_shape, params)
     return init_fn, apply_fn
 
 
-def _check_network(config, image_shape, channels_in, num_classes, init_fn, apply_fn) -> None:
+def _check_memory(config, image_shape, params) -> None:
+    """Raises UsageError where not even the smallest of what must be held fits this machine."""
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    height, width, channels = image_shape
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for field, floats in (
+        ("model.width", 4 * count),  # the parameters, their average, two moments of Adam
+        ("train.batch_size", config.train.batch_size * height * width * channels),
+        ("train.levels", (config.train.levels or 0) * 3 * (height**2 + width**2 + channels**2)),
+    ):
+        if 4 * floats > held:
+            raise UsageError(
+                f"config.{field} = {get(config, field):,} needs {4 * floats / 2**30:,.0f} GiB at "
+                f"least, and this machine has {held / 2**30:,.0f}"
+            )
+
+
+def _check_network(config, image_shape, channels_in, num_classes, init_fn, apply_fn) -> Any:
+    """The parameters' shapes; raises UsageError where the network answers something else."""
     label = None if num_classes is None else jax.ShapeDtypeStruct((), jnp.int32)
     xt = jax.ShapeDtypeStruct((*image_shape[:2], channels_in), jnp.float32)
     t = jax.ShapeDtypeStruct((), jnp.float32)
@@ -257,6 +279,7 @@ def _check_network(config, image_shape, channels_in, num_classes, init_fn, apply
         raise UsageError(
             f"{field} must answer one image {list(image_shape)}; it answers {list(output.shape)}"
         )
+    return params
 
 
 def describe_network(experiment: Experiment) -> dict[str, Any]:
@@ -418,7 +441,7 @@ def measure(source: data.Source) -> wiener.Moments:
 def foretell(experiment: Experiment, source: data.Source) -> generation_laws.Generation | None:
     """Whether a config that is to generate can; None for one that restores; all hosts call it."""
     config, degradation = experiment.config, experiment.degradation
-    if config.train.perturbation == 0 or degradation.linear_fn is None:
+    if start_perturbation(config) == 0 or degradation.linear_fn is None:
         return None
     return generation_laws.check_generation(
         degradation,

@@ -54,14 +54,8 @@ def run(
     if {"--help", "-help", "-h", "--helpfull"} & set(sys.argv[1:]):
         _help()
         sys.exit(0)
-    with usage_errors(Exception):
-        try:
-            rest = flags.FLAGS([sys.argv[0], *map(_expanded, sys.argv[1:])])
-        except (AttributeError, KeyError) as error:
-            message = error.args[0]
-            if isinstance(message, KeyError):  # its str would be a repr
-                message = message.args[0]
-            raise UsageError(f"no config field {' '.join(str(message).split())}") from error
+    with usage_errors():
+        rest = _parsed()
         if len(rest) > 1 and not operands:
             raise UsageError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
         for name in {"workdir", "init", "output"} & set(flags.FLAGS):
@@ -75,7 +69,7 @@ def run(
     if _CACHE.value:
         _keep_compiled()
     try:
-        with usage_errors(OSError):
+        with usage_errors(OSError, MemoryError):
             status = main(*rest[1:]) or 0
     except Stopped as stopped:
         status = 128 + stopped.number
@@ -105,6 +99,30 @@ def _bound(folder: pathlib.Path, most: int) -> None:
         held += facts.st_size
         if held > most:
             path.unlink(missing_ok=True)
+
+
+def _parsed() -> list[str]:
+    """What is left of the command line; the flags are set.
+
+    Raises:
+      UsageError: naming the field that a config has not, or what is wrong with its file.
+    """
+    try:
+        with warnings.catch_warnings():  # how ml_collections loads a config's file
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return flags.FLAGS([sys.argv[0], *map(_expanded, sys.argv[1:])])
+    except (AttributeError, KeyError) as error:
+        message = error.args[0]
+        if isinstance(message, KeyError):  # its str would be a repr
+            message = message.args[0]
+        raise UsageError(f"no config field {' '.join(str(message).split())}") from error
+    except flags.Error as error:
+        first, *rest = str(error).strip().splitlines()
+        # A traceback follows where the file raised.
+        raise UsageError(f"{first} {rest[-1]}" if rest else first) from error
+    except (Exception, SystemExit) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UsageError(f"--config cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
 def _stop(number, frame):

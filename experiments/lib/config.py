@@ -1,31 +1,83 @@
 """Configs: resolved, shrunk for a smoke run, checked field by field."""
 
 import math
+import os
 from typing import Any
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from diffjax import losses, parallel, predictions, samplers
+from experiments.configs import default
 from experiments.lib.commands import UsageError
 
 TIMES = ("uniform", "stratified", "importance", "log_normal", "logit_normal")
 STEPS = 50  # of a walk, where neither the config nor the degradation says how many
 
 
+def _or_none(parser_class: type[flags.ArgumentParser]) -> flags.ArgumentParser:
+    class OrNone(parser_class):
+        def parse(self, argument):
+            return None if argument == "None" else super().parse(argument)
+
+    return OrNone()
+
+
+# --config.FIELD=None unsets a field; `resolve` refuses it where there must be a value.
+for _type, _parser_class in {
+    int: flags.IntegerParser,
+    float: flags.FloatParser,
+    bool: flags.BooleanParser,
+    str: flags.ArgumentParser,
+}.items():
+    config_flags.register_flag_parser_for_type(_type, _or_none(_parser_class))
+
+
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A checked copy of the config, shrunk if it asks for smoke.
+    """A checked copy of the config, its paths absolute, shrunk if it asks for smoke.
 
     Raises:
       UsageError: naming the field and what it may be.
     """
     try:
-        config = config.copy_and_resolve_references()
+        copy_fn = config.copy_and_resolve_references
     except OSError as error:  # ml_collections waits until now to say that there is no such file
         raise UsageError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from error
+    except AttributeError as error:
+        raise UsageError(
+            f"--config: get_config() must return a ConfigDict; got {type(config).__name__}"
+        ) from error
+    config = copy_fn()
+    _check_fields(config, default.get_config())
     if config.smoke:
         _shrink(config)
     _check(config)
+    for section in (config.data, config.degradation.get("images")):
+        if section and section.get("directory"):  # as the run must find it from any folder
+            section.directory = absolute(section.directory)
     return config
+
+
+def absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _check_fields(config, defaults, prefix="config.") -> None:
+    """Raises UsageError for a field that is missing, or is None where it has a value by default."""
+    for name, value in defaults.items():
+        is_section = isinstance(value, ml_collections.ConfigDict)
+        if name not in config:
+            what = "section" if is_section else "field"
+            raise UsageError(
+                f"{prefix}{name}: there is no such {what}; start from configs/default.py"
+            )
+        if is_section and not isinstance(config[name], ml_collections.ConfigDict):
+            raise UsageError(f"{prefix}{name} must be a section; got {config[name]!r}")
+        if value is not None and config[name] is None:
+            raise UsageError(f"{prefix}{name} must have a value, such as {value!r}; got None")
+        if is_section and name != "degradation":
+            _check_fields(config[name], value, f"{prefix}{name}.")
 
 
 def _shrink(config: ml_collections.ConfigDict) -> None:
@@ -93,10 +145,12 @@ def _check(config: ml_collections.ConfigDict) -> None:
     check(0 <= config.train.perturbation < math.inf, "train.perturbation", "0 or more, and finite")
     check(config.model.width > 0 and config.model.width % 8 == 0, "model.width", "a multiple of 8")
     multipliers = config.model.multipliers
-    check(multipliers and min(multipliers) > 0, "model.multipliers", "positive, one a level")
+    positive = multipliers and all(isinstance(one, int) and one > 0 for one in multipliers)
+    check(positive, "model.multipliers", "positive, one a level")
     levels = range(len(config.model.multipliers))
     check(set(config.model.attention) <= set(levels), "model.attention", f"in {list(levels)}")
-    low, high = config.sample.guidance_interval
-    check(0 <= low <= high <= 1, "sample.guidance_interval", "(low, high), 0 <= low <= high <= 1")
+    interval = config.sample.guidance_interval
+    ordered = len(interval) == 2 and None not in interval and 0 <= interval[0] <= interval[1] <= 1
+    check(ordered, "sample.guidance_interval", "(low, high), 0 <= low <= high <= 1")
     quantile = config.sample.dynamic_threshold
     check(quantile is None or 0 < quantile <= 1, "sample.dynamic_threshold", "in (0, 1], or None")
