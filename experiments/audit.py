@@ -23,11 +23,14 @@ from absl import flags
 
 from diffjax import training
 from diffjax.auditing.audit import Audit, audit
-from experiments.lib import build, commands, files, hosts, pictures, runs
+from experiments.lib import build, commands, files, hosts, pictures, provenance, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer("images", 256, "Held-out images to look at.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 300, "Updates to learn a few images in.", lower_bound=1)
+_DIRECTORY = flags.DEFINE_string(
+    "config.data.directory", None, "Where the run's data lies now; none: where it lay."
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -124,12 +127,13 @@ def draw(path: pathlib.Path, verdict: str, curves: dict[str, list[float]]) -> No
 @hosts.joined()
 def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
-    run = runs.load_run(workdir)
+    run = runs.load_run(workdir, directory=_DIRECTORY.value)
     foretold = build.foretell(run.experiment, run.source)  # on all hosts
     if not hosts.is_first():
         return 0
     found = audit_run(run, workdir, _IMAGES.value, _STEPS.value)
     report = {
+        **provenance.brief(run.fingerprint),
         "step": int(run.state.step),
         "data": run.experiment.config.data.name,
         "split": "test",

@@ -18,7 +18,18 @@ import tqdm
 from absl import flags
 
 from diffjax import data
-from experiments.lib import build, commands, files, hosts, judge, pictures, runs, scores, walks
+from experiments.lib import (
+    build,
+    commands,
+    files,
+    hosts,
+    judge,
+    pictures,
+    provenance,
+    runs,
+    scores,
+    walks,
+)
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -27,6 +38,9 @@ _IMAGES = flags.DEFINE_integer(
 )
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; none: the latest.", lower_bound=1)
 _GENERATED = flags.DEFINE_string("generated", None, "Folder of images from experiments.sample.")
+_DIRECTORY = flags.DEFINE_string(
+    "config.data.directory", None, "Where the run's data lies now; none: where it lay."
+)
 
 
 def evaluate(run: runs.Run, count: int) -> dict[str, dict[str, float]]:
@@ -113,22 +127,21 @@ def generated_markdown(rows: dict[str, dict]) -> str:
 @hosts.joined()
 def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
-    run = runs.load_run(workdir, _STEP.value)
+    run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     config = run.experiment.config
+    about = {"step": int(run.state.step), "data": config.data.name}
+    about |= provenance.brief(run.fingerprint)
     if _GENERATED.value is not None:
         if not hosts.is_first():
             return
         train = build.load_data(config, "train", run.roots)
-        about = {"step": int(run.state.step), "data": config.data.name}
         evaluate_generated(pathlib.Path(_GENERATED.value), train, run.source, about)
         return
     count = min(_IMAGES.value or config.sample.images or run.source.size, run.source.size)
     table = evaluate(run, count)
     if not hosts.is_first():
         return
-    report = {
-        "step": int(run.state.step),
-        "data": config.data.name,
+    report = about | {
         "split": "test",
         "images": count,
         "sample_steps": len(build.grid(run.experiment, name="uniform")) - 1,

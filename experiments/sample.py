@@ -21,7 +21,7 @@ from absl import flags
 
 from diffjax import metrics, parallel
 from diffjax.samplers import SAMPLERS
-from experiments.lib import build, commands, files, hosts, pictures, runs, walks
+from experiments.lib import build, commands, files, hosts, pictures, provenance, runs, walks
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -35,6 +35,9 @@ _LABEL = flags.DEFINE_integer("label", None, "Class of every image; none: one af
 _GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Classifier-free guidance; 1 is none.")
 _CLIP = flags.DEFINE_bool("clip", False, "Clip every estimate of the clean image to [-1, 1].")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the images.", lower_bound=0)
+_DIRECTORY = flags.DEFINE_string(
+    "config.data.directory", None, "Where the run's data lies now; none: where it lay."
+)
 _GRID_IMAGES, _GIF_IMAGES, _GIF_STATES = 64, 16, 40
 
 
@@ -60,19 +63,11 @@ def check_label(label: int | None, guidance: float, num_classes: int | None) -> 
         raise UsageError(f"--label must lie in 0..{num_classes - 1}; got {label}")
 
 
-def claim(output: pathlib.Path, chosen: dict, num: int) -> None:
+def claim(output: pathlib.Path, chosen: dict, about: dict, num: int) -> None:
     """Writes settings.json; raises UsageError if the folder holds images of others."""
-    path = output / "settings.json"
-    held = files.read_json(path, "choose another --output") if path.exists() else {}
-    wanted = max(num, held.pop("images", 0))
-    for name in chosen if held else ():
-        if held.get(name) != chosen[name]:
-            raise UsageError(
-                f"{output} holds other images: {name} is {held.get(name)!r} there and "
-                f"{chosen[name]!r} here; choose another --output"
-            )
+    wanted = max(num, files.read_settings(output, chosen).get("images", 0))
     output.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, chosen | {"images": wanted})
+    files.write_json(output / "settings.json", about | chosen | {"images": wanted})
 
 
 def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int:
@@ -80,7 +75,8 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
 
     Returns the exit status.
     """
-    hosts.first_on_one(lambda: claim(output, chosen, num))
+    about = provenance.brief(run.fingerprint)
+    hosts.first_on_one(lambda: claim(output, chosen, about, num))
 
     num_classes = run.experiment.objective.num_classes
     shared = {
@@ -146,7 +142,7 @@ def main() -> int:
         if flag.value is not None and not math.isfinite(flag.value):
             raise UsageError(f"--{flag.name} must be finite; got {flag.value}")
     workdir = pathlib.Path(_WORKDIR.value)
-    run = runs.load_run(workdir)
+    run = runs.load_run(workdir, directory=_DIRECTORY.value)
     if _NUM.value is None:
         if not hosts.is_first():
             return 0
@@ -155,7 +151,7 @@ def main() -> int:
     config = run.experiment.config
     check_label(_LABEL.value, _GUIDANCE.value, run.experiment.objective.num_classes)
     given = _PERTURBATION.value
-    restores = run.prior is not None and config.train.perturbation == 0
+    restores = run.prior is not None and build.start_perturbation(config) == 0
     if restores and build.own_noise(run.experiment.degradation) == 0:
         print(
             "this run was trained to restore, not to generate: for that, train with "

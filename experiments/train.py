@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -33,6 +34,7 @@ from experiments.lib import (
     preflight,
     provenance,
     records,
+    replay,
     runs,
     watch,
 )
@@ -66,15 +68,16 @@ def main() -> int:
         config.model.precondition = False
         experiment, source = build.build(config, "train", roots)
     init = None if _INIT.value is None else runs.averaged_params(_INIT.value, experiment)
+    fingerprint = data.fingerprint(source)
     with contextlib.ExitStack() as stack:
 
         def take():
-            runs.claim(workdir, config, roots, write=False)
+            runs.claim(workdir, config, roots, fingerprint, write=False)
             stack.enter_context(runs.lock(workdir))
-            runs.claim(workdir, config, roots)
+            runs.claim(workdir, config, roots, fingerprint)
 
         hosts.first_on_one(take)
-        about = provenance.describe(config.seed, source)
+        about = provenance.describe(config.seed, fingerprint)
         with provenance.recorded(workdir, about) as record:
             record["status"] = fit_and_train(experiment, source, workdir, init, roots)
     return record["status"]
@@ -176,6 +179,7 @@ def train(
         )
     )
     key = jax.random.key(config.seed + 1)
+    replay_fn = functools.partial(replay.find, experiment, source, problem)
     watching = None
     if held_out is not None:
         watching = watch.Watch(experiment, problem, source, held_out, workdir, first)
@@ -206,7 +210,10 @@ def train(
                 # The step just dispatched runs on while the ones before it are read.
                 bad = log.read(config.train.max_skipped, wait=bool(saving))
                 if bad is not None:
-                    raise _diverged(bad, log, experiment, manager)
+                    where = ""
+                    if config.debug_nans:
+                        where = f"; {replay_fn(mode.unreplicate(state), bad)}"
+                    raise FloatingPointError(_diverged(bad, log, experiment, manager) + where)
             if logging:
                 log.write(step, last=last)
             looking = step % config.run.evaluate_every == 0 or last
@@ -232,17 +239,22 @@ def train(
     return 0
 
 
-def _diverged(step, log, experiment, manager):
+def _diverged(step: int, log: records.Log, experiment: build.Experiment, manager) -> str:
+    """What is not finite, when, at which severities, and what is kept, in one line."""
     manager.wait_until_finished()
     kept = manager.latest_step()
     kept = "there is no checkpoint" if kept is None else f"the checkpoint of step {kept:,} is kept"
     params = jax.eval_shape(experiment.initial_state).params
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    what = "the loss" if log.culprit < 0 else f"the gradient of {names[log.culprit]}"
-    return FloatingPointError(
-        f"{what} is not finite at step {step:,}, as in the {log.row - 1} steps before "
-        f"(config.train.max_skipped): start in another workdir with a lower train.learning_rate or "
-        f"train.clip_norm; {kept}"
+    culprit, severity = int(log.skipped["culprit"]), log.skipped["severity"]
+    what = "the loss" if culprit < 0 else f"the gradient of {names[culprit]}"
+    bad = ~np.isfinite(severity["loss"])
+    bad = bad if bad.any() else severity["count"] > 0  # the loss is finite: those of the batch
+    bins = ", ".join(f"({k / len(bad):.1f}, {(k + 1) / len(bad):.1f}]" for k in np.flatnonzero(bad))
+    return (
+        f"{what} is not finite at step {step:,}, at severities in {bins}, as in the {log.row - 1} "
+        "steps before (config.train.max_skipped): start in another workdir with a lower "
+        f"train.learning_rate or train.clip_norm, or ask config.debug_nans where; {kept}"
     )
 
 

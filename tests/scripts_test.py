@@ -163,13 +163,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(env, tmp_path):
     # Shorter than its warm-up, which begins at 0: the first step changes nothing.
     options = ["--config.train.steps=20", "--config.run.checkpoint_every=1", *TINY]
     options += ["--config.train.learning_rate=1e38", "--config.run.keep=20"]
+    options += ["--config.debug_nans=True"]
     status, _, stderr = finish(start(env, "train", CONFIG, *options, f"--workdir={tmp_path}"))
     assert status == 1
     last_line = stderr.splitlines()[-1]
     assert re.match(r"error: the (loss|gradient of .*) is not finite at step \d+, ", last_line)
     assert "learning_rate" in last_line
     last_good = saved_steps(tmp_path)[-1]
-    assert last_line.endswith(f"; the checkpoint of step {last_good} is kept")
+    assert f"; the checkpoint of step {last_good} is kept" in last_line
+    (bins,) = re.findall(r"at severities in ((?:\(\d\.\d, \d\.\d\](?:, )?)+) ?as in", last_line)
+    assert bins
+    assert re.search(
+        r"; replayed, invalid value \((nan|inf)\) encountered in .*\.py:\d+ \(", last_line
+    )
     assert 1 <= last_good < 20
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(saved_state(tmp_path, 1)))
 
@@ -310,7 +316,7 @@ def test_help_says_what_a_command_writes_and_names_its_flags(env, tmp_path):
         files = [source, (ROOT / "experiments" / "lib" / "commands.py").read_text()]
         if "@hosts.joined()" in source:
             files.append((ROOT / "experiments" / "lib" / "hosts.py").read_text())
-        own = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", "".join(files)))
+        own = set(re.findall(r"DEFINE_\w+\(\s*\"([\w.]+)\"", "".join(files)))
         assert own
         # Its own alone: not absl's or another command's.
         shown = set(re.findall(r"^  --([\w.]+)[:=]", stdout, re.MULTILINE))

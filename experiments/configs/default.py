@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.parallel = "pmap"  # over all devices; or jit, by shard_map, or none: one device
     config.shard_optimizer = False  # jit: optimizer and average in pieces, one a device
 
+    config.debug_nans = False  # when updates are not finite: replay one to say where
+
     config.data = data = ml_collections.ConfigDict()
     # digits, folder, arrays, a data set of TFDS prepared as array_record, or module:function
     data.name = "digits"

@@ -38,6 +38,23 @@ def read_json(path: pathlib.Path, fix: str) -> dict[str, Any]:
     return held
 
 
+def read_settings(output: pathlib.Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """settings.json of a folder of images that a command goes on with; {} where there is none.
+
+    Raises:
+      UsageError: naming the setting in which it differs from what is chosen now.
+    """
+    path = output / "settings.json"
+    held = read_json(path, "choose another --output") if path.exists() else {}
+    for name in chosen if held else ():
+        if held.get(name) != chosen[name]:
+            raise UsageError(
+                f"{output} holds other images: {name} is {held.get(name)!r} there and "
+                f"{chosen[name]!r} here; choose another --output"
+            )
+    return held
+
+
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without what a killed process left of its last one."""
     lines = []

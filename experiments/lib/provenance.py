@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 
-from diffjax import data
 from experiments.lib import files
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -43,20 +42,39 @@ def commit(folder: pathlib.Path) -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def describe(seed: int, source: data.Source) -> dict[str, Any]:
+def brief(fingerprint: str | None) -> dict[str, Any]:
+    """What a result is made of: for the files that say one. fingerprint: of the training data."""
+    return {
+        "command": ["python", "-m", f"experiments.{pathlib.Path(sys.argv[0]).stem}", *sys.argv[1:]],
+        **commit(pathlib.Path(__file__).parent),
+        "fingerprint": fingerprint,
+    }
+
+
+def describe(seed: int, fingerprint: str) -> dict[str, Any]:
     """What this process runs, and on what."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
-        "command": sys.argv,
-        **commit(pathlib.Path(__file__).parent),
+        **brief(fingerprint),
         "versions": {"python": platform.python_version()} | versions,
         "devices": [device.device_kind for device in jax.devices()],
         "hosts": jax.process_count(),
         "host": socket.gethostname(),
         "seed": seed,
-        "data": data.fingerprint(source),
         "start": _now(),
     }
+
+
+def trained_on(workdir: pathlib.Path) -> str | None:
+    """The fingerprint of the data that a workdir's run was last trained on, if it is known."""
+    starts = _starts(workdir)
+    return starts[-1].get("fingerprint") if starts else None
+
+
+def _starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / "run.json"
+    held = files.read_json(path, "remove it, or restore it") if path.exists() else {}
+    return list(held.get("starts", []))
 
 
 def _now() -> str:
@@ -76,8 +94,7 @@ def recorded(workdir: pathlib.Path, about: dict[str, Any]) -> Iterator[dict[str,
         yield about
         return
     path, began = workdir / "run.json", time.monotonic()
-    fix = "remove it, or restore it"
-    starts = list(files.read_json(path, fix).get("starts", [])) if path.exists() else []
+    starts = _starts(workdir)
     files.write_json(path, {"starts": [*starts, about]})
     try:
         yield about

@@ -31,7 +31,7 @@ class Log:
         self._coming: list[tuple[int, dict]] = []  # may still be computed
         self._pending: list[tuple[int, dict]] = []  # read, and in no line yet
         self.row = 0  # updates skipped one after another, of those read
-        self.culprit = -1  # of the last one
+        self.skipped: dict[str, Any] = {}  # the metrics of the last one
         self._bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", disable=not self._main, mininterval=0.5
         )
@@ -65,7 +65,7 @@ class Log:
             self._pending.append((step, one))
             self.row = self.row + 1 if one["skipped"] else 0
             if one["skipped"]:
-                self.culprit = int(one["culprit"])
+                self.skipped = one
             if self.row >= most:
                 return step
         return None

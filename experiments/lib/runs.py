@@ -22,8 +22,9 @@ import ml_collections
 
 from diffjax import checkpoints, data, parallel, priors, restorers, training, wiener
 from experiments.configs import default
-from experiments.lib import build, files, own
+from experiments.lib import build, files, own, provenance
 from experiments.lib.commands import UsageError
+from experiments.lib.config import absolute
 
 _RESTORE = "restore it, or choose another --workdir"
 Prior = priors.MixturePrior | priors.BankPrior | None
@@ -38,6 +39,7 @@ class Run(NamedTuple):
     problem: restorers.Problem
     prior: Prior
     roots: dict[str, str]  # where each "module:function" of the config is imported from
+    fingerprint: str | None  # of the training data, if it is known
 
 
 def known_roots(workdir: pathlib.Path) -> dict[str, str]:
@@ -94,13 +96,15 @@ def claim(
     workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
     roots: dict[str, str],
+    fingerprint: str | None = None,
     *,
     write: bool = True,
 ) -> None:
     """Writes config.json into a new workdir, or checks that an old one holds the same experiment.
 
     A workdir without a checkpoint holds nothing worth keeping: its config is replaced, and what
-    was fitted for it removed. write=False checks alone.
+    was fitted for it removed. A field that an older one lacks has its default there. The data may
+    lie elsewhere now, if its fingerprint is that of the run's. write=False checks alone.
 
     Raises:
       UsageError: naming the first field that differs; nothing is written.
@@ -122,18 +126,54 @@ def claim(
                 shutil.rmtree(workdir / "fitted", ignore_errors=True)
                 files.write_json(path, wanted)
             return
-        for field in sorted(flatten(held).keys() | flatten(wanted).keys()):
-            old, new = flatten(held).get(field), flatten(wanted).get(field)
-            if old != new and not field.startswith(("run.", "parallel", "shard_optimizer")):
+        here, there = flatten(wanted), _defaults() | flatten(held)
+        for field in sorted(there.keys() | here.keys()):
+            old, new = there.get(field), here.get(field)
+            if old != new and not field.startswith(_MAY_CHANGE):
                 raise UsageError(
                     f"{workdir} holds another experiment: config.{field} is {old!r} there and "
                     f"{new!r} here; choose another --workdir"
                 )
+        moved = there["data.directory"] != here["data.directory"]
+        known = provenance.trained_on(workdir)
+        if moved:
+            check_same_data(workdir, wanted["data"]["directory"], known, fingerprint)
+        elif None not in (known, fingerprint) and known != fingerprint and not write:
+            print(
+                f"warning: the training images have changed since {workdir} was trained on them: "
+                f"they were {known} and are {fingerprint}",
+                file=sys.stderr,
+            )
+        if moved and write and jax.process_index() == 0:
+            held["data"]["directory"] = wanted["data"]["directory"]
+            files.write_json(path, held)
     elif workdir.exists() and {path.name for path in workdir.iterdir()} - {"lock"}:
         raise UsageError(f"{workdir} is not empty and holds no config.json: choose another one")
     elif write and jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(path, wanted)
+
+
+_MAY_CHANGE = ("run.", "parallel", "shard_optimizer", "debug_nans", "data.directory")
+
+
+def check_same_data(
+    workdir: pathlib.Path, directory: str | None, known: str | None, found: str | None
+) -> None:
+    """Raises UsageError unless the data in a directory is what a run was trained on."""
+    if known is None or known != found:
+        known = known or "nobody knows which (run.json does not say)"
+        raise UsageError(
+            f"config.data.directory={directory} holds images {found}, and {workdir} was trained "
+            f"on {known}: name the folder that those lie in now"
+        )
+
+
+def _defaults() -> dict[str, Any]:
+    """The fields that a config.json may lack: all but those of the degradation's own family."""
+    defaults = json.loads(default.get_config().to_json())
+    del defaults["degradation"]
+    return flatten(defaults)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -202,13 +242,25 @@ def read_config(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict[
     return config, known_roots(workdir)
 
 
-def load_run(workdir: pathlib.Path, step: int | None = None) -> Run:
+def load_run(
+    workdir: pathlib.Path, step: int | None = None, *, directory: str | None = None
+) -> Run:
     """The run of a workdir, at the checkpoint of a step, or at its latest.
 
+
+    Args:
+      workdir: its folder.
+      step: of the checkpoint.
+      directory: where its data lies now; None: where it lay.
     Raises:
-      UsageError: if nothing was trained there, or its data has gone.
+      UsageError: if nothing was trained there, or its data has gone or is another.
     """
     config, roots = read_config(workdir)
+    trained_on = provenance.trained_on(workdir)
+    if directory is not None:
+        config.data.directory = absolute(directory)
+        found = data.fingerprint(build.load_data(config, "train", roots))
+        check_same_data(workdir, config.data.directory, trained_on, found)
     experiment, source = build.build(config, "test", roots)
     state = load_state(workdir, jax.eval_shape(experiment.initial_state), step)
     fitted = load_fitted(workdir)
@@ -216,7 +268,7 @@ def load_run(workdir: pathlib.Path, step: int | None = None) -> Run:
         which = "" if step is None else f" of step {step:,}"
         raise UsageError(f"{workdir} holds no whole checkpoint{which}: train there first")
     problem = build.problem(experiment, fitted["wiener"])
-    return Run(experiment, source, state, problem, fitted["prior"], roots)
+    return Run(experiment, source, state, problem, fitted["prior"], roots, trained_on)
 
 
 def load_state(workdir: pathlib.Path, template: Any = None, step: int | None = None) -> Any:
