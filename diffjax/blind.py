@@ -103,16 +103,22 @@ def fit(degradation: Degradation, images: np.ndarray, ts: np.ndarray, key: Array
     )
 
 
-def estimate(estimator: Estimator, images: np.ndarray) -> np.ndarray:
-    """The most likely severity of each of [N, H, W, C]; [N]."""
+def distances(estimator: Estimator, images: np.ndarray) -> np.ndarray:
+    """(f(x) - m_t)' S_t^-1 (f(x) - m_t) of each of [N, H, W, C] at every candidate; [K, N].
+
+    The larger, the less likely is an image at that severity among those that were fitted.
+    """
     if len(images) > _BATCH:
         halves = np.array_split(images, 2)
-        return np.concatenate([estimate(estimator, half) for half in halves])
+        return np.concatenate([distances(estimator, half) for half in halves], axis=1)
     deviation = (statistics(images) - estimator.mean[:, None]) / estimator.scale
-    distance = np.einsum(
-        "knf,kfg,kng->kn", deviation, estimator.precision, deviation, optimize=True
-    )
-    return estimator.ts[np.argmin(distance + estimator.log_det[:, None], axis=0)]
+    return np.einsum("knf,kfg,kng->kn", deviation, estimator.precision, deviation, optimize=True)
+
+
+def estimate(estimator: Estimator, images: np.ndarray) -> np.ndarray:
+    """The most likely severity of each of [N, H, W, C]; [N]."""
+    surprise = distances(estimator, images) + estimator.log_det[:, None]
+    return estimator.ts[np.argmin(surprise, axis=0)]
 
 
 def grid_from(t: float, grid: np.ndarray, levels: int | None) -> np.ndarray:
@@ -159,8 +165,8 @@ def restore(
     key: Array,
     xt: Array,
     ts: Array,
-) -> Array:
-    """Walks from an image that somebody else degraded, at severity ts[0], to x0; [H, W, C].
+) -> tuple[Array, Array]:
+    """Walks from an image that somebody else degraded, at severity ts[0], to x0.
 
     Args:
       sampler: see `samplers.sample`.
@@ -169,6 +175,10 @@ def restore(
       key: typed PRNG key.
       xt: the image.
       ts: from `grid_from`: it may end in zeros.
+    Returns:
+      x0 [H, W, C], and how far it is from explaining xt: the root mean square of
+      D(x0, ts[0], omega) - xt, omega inferred where D has an inverse. There x0 is clipped to
+      [-1, 1]: a restorer that amplifies what D cannot have made goes far beyond.
     """
     key_omega, key_walk = jax.random.split(key)
     omega = realization(degradation, key_omega, xt, ts[0], restore_fn(xt, ts[0]))
@@ -179,4 +189,7 @@ def restore(
     def walk(ts):
         return samplers.sample(paused(sampler), process, key_walk, xt, ts, omega)
 
-    return walk(ts)
+    x0 = walk(ts)
+    clipped = jnp.clip(x0, -1, 1)
+    explained = degrade(degradation, clipped, ts[0], infer(degradation, xt, ts[0], clipped, omega))
+    return x0, jnp.sqrt(jnp.mean(jnp.square(explained - xt)))

@@ -3,11 +3,16 @@
 python -m experiments.restore --workdir=runs/demo --input=photo.png --output=restored
 
 The input is an image, an array (.npy) or a folder of them, see `diffjax/images.py`.
-Writes, into the output folder, one PNG of 8 bits for each image, under the same name. Nothing
-is ever overwritten. What cannot be read is named and skipped.
+Writes, into the output folder, one PNG of 8 bits for each image, under the same name, compare.png
+(before, after) and settings.json. No image is ever overwritten; the same command goes on where it
+was stopped. What cannot be read is named and skipped.
 
 --severity says how degraded the images are, in (0, 1]; without it each image's severity is
 estimated (`diffjax/blind.py`) and printed. A run trained at levels takes the nearest.
+
+An image of the run's size is judged beside held-out images, degraded as the run degrades and
+restored in the same way: how far D(x0_hat, t) is from it, and how unlikely its statistics are among
+the training images'. Where one is more than twice the worst of theirs, that is said.
 
 The realization of the degradation (the noise, which hole, which snowfall) is not known. It is
 read off the image and the network's first answer where the degradation has an inverse, as
@@ -21,12 +26,13 @@ changes what a severity means: a blur of 4 pixels is one of 2 at half the size.
 
 --degrade first degrades the images, to try a run on clean ones: NAME_degraded.png.
 
-Exit status: 0 if all was restored, 1 if something was skipped, 2 for a wrong flag.
+Exit status: 0 if all was restored, 1 if something was skipped or does not fit, 2 for a wrong flag.
 """
 
 import functools
 import pathlib
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -37,9 +43,8 @@ from absl import flags
 
 from diffjax import blind, parallel, restorers
 from diffjax.degradations.base import Degradation, degrade, draw
-from diffjax.images import cover, is_named_as_image, read
 from diffjax.samplers import SAMPLERS
-from experiments.lib import build, commands, hosts, images, runs
+from experiments.lib import build, commands, files, fit, hosts, images, provenance, runs
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -51,23 +56,16 @@ _SAMPLER = flags.DEFINE_enum("sampler", None, tuple(SAMPLERS), "None: the config
 _STEPS = flags.DEFINE_integer("steps", None, "None: the config's.", lower_bound=1)
 _RESIZE = flags.DEFINE_bool("resize", False, "Resize and crop to the run's size.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of whatever is drawn.", lower_bound=0)
+_DIRECTORY = flags.DEFINE_string(
+    "config.data.directory", None, "Where the run's data lies now; none: where it lay."
+)
 flags.mark_flags_as_required(["workdir", "input", "output"])
-_FITTED = 720  # training images that the estimate of the severity is fitted on
-
-
-class Item(NamedTuple):
-    """One image to restore."""
-
-    name: str
-    image: np.ndarray  # [H, W, C]
-    note: str  # what was done to it on reading
-    output: pathlib.Path
-    degraded: pathlib.Path  # where --degrade leaves its picture
 
 
 def problems(
     experiment: build.Experiment,
     problem: restorers.Problem,
+    params: Any,
     roots: dict[str, str],
     *,
     told: bool,
@@ -94,17 +92,21 @@ def problems(
                 f"it is {size}, and severities are estimated at {own_size} alone: give "
                 f"--severity, or {advice}"
             )
+        what, x0 = "degradation", jax.ShapeDtypeStruct(shape, jnp.float32)
         try:
             degradation = build.build_degradation(experiment.config.degradation, shape, roots)
             jax.eval_shape(
                 lambda key, x0: degrade(degradation, x0, 1.0, draw(degradation, key, x0)),
                 jax.random.key(0),
-                jax.ShapeDtypeStruct(shape, jnp.float32),
+                x0,
             )
-        except (ValueError, TypeError, AssertionError) as error:
-            reason = f"it is {size}, which the run's degradation cannot be built for: {advice}"
+            found, what = problem._replace(degradation=degradation), "network"
+            answer_fn = functools.partial(restorers.restore, experiment.objective)
+            jax.eval_shape(answer_fn, params, found, x0, jax.ShapeDtypeStruct((), jnp.float32))
+        except Exception as error:  # a user's network may raise anything
+            reason = f"it is {size}, which the run's {what} cannot take: {advice}"
             raise ValueError(reason) from error
-        return problem._replace(degradation=degradation)
+        return found
 
     return at
 
@@ -117,97 +119,17 @@ def reach(degradation: Degradation, clean: np.ndarray) -> float:
     return 1.0 if farthest <= 1 + 1e-5 else 1.5 * farthest
 
 
-def find_inputs(source: pathlib.Path) -> list[pathlib.Path]:
-    """The files of --input."""
-    if not source.exists():
-        raise UsageError(f"--input {source} does not exist")
-    if not source.is_dir():
-        return [source]
-    paths = sorted(path for path in source.iterdir() if not path.name.startswith("."))
-    if not any(map(is_named_as_image, paths)):
-        raise UsageError(f"--input {source} holds no images (PNG, JPEG, .npy, ...)")
-    return paths
+def trained_severity(given: float, levels: int | None) -> tuple[float, str]:
+    """The severity nearest to the one given at which the run was trained, and how it came."""
+    t = given if levels is None else max(1, round(given * levels)) / levels
+    return t, "given" if t == given else f"the trained level nearest to {given:g}"
 
 
-def read_inputs(
-    paths: list[pathlib.Path],
-    output: pathlib.Path,
-    image_shape: tuple[int, int, int],
-    *,
-    resize: bool,
-    problem_fn: Callable,
-    reach_fn: Callable[[], float],
-) -> tuple[list[Item], int]:
-    """The images of the files, and how many were skipped, each with a line of its own."""
-    height, width, channels = image_shape
-    items, skipped = [], 0
-    for path in paths:
-        try:
-            if len(paths) > 1 and not is_named_as_image(path):
-                raise ValueError("it is no image")
-            stack, note = images.to_channels(read(path), channels)
-            largest = float(np.abs(stack).max())
-            if largest > 1 + 1e-5 and largest > reach_fn():
-                low, high = stack.min(), stack.max()
-                raise ValueError(f"its numbers lie in [{low:g}, {high:g}]: rescale them to [-1, 1]")
-            if resize:
-                stack = np.stack([cover(image, height, width) for image in stack])
-            problem_fn(stack.shape[1:])
-        except ValueError as error:
-            print(f"skipped {path}: {error}", file=sys.stderr)
-            skipped += 1
-            continue
-        for i, image in enumerate(stack):
-            name = path.stem if len(stack) == 1 else f"{path.stem}_{i:04d}"
-            outputs = output / f"{name}.png", output / f"{name}_degraded.png"
-            items.append(Item(path.name, image, note, *outputs))
-    return items, skipped
-
-
-def claim_outputs(items: list[Item], output: pathlib.Path, *, degraded: bool) -> None:
-    """Makes the output folder, unless two images or a file in it want the same name."""
-    taken: dict[pathlib.Path, str] = {}
-    for item in items:
-        for path in (item.output, item.degraded) if degraded else (item.output,):
-            if path.exists():
-                raise UsageError(f"{path} exists: choose another --output")
-            if path in taken:
-                raise UsageError(
-                    f"{taken[path]} and {item.name} would both become {path}: rename one of them"
-                )
-            taken[path] = item.name
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {output} cannot be made: {error}") from error
-
-
-def severities(
-    experiment: build.Experiment, roots: dict[str, str], items: list[Item], given: float | None
-) -> tuple[list[float], str]:
-    """The severity of each image, one that was trained, and where it comes from."""
-    levels = experiment.levels
-    if given is not None:
-        t = given if levels is None else max(1, round(given * levels)) / levels
-        how = "given" if t == given else f"the trained level nearest to {given:g}"
-        return [t] * len(items), how
-    train = build.load_data(experiment.config, "train", roots)
-    indices = np.linspace(0, train.size - 1, min(train.size, _FITTED)).astype(int)
-    estimator = blind.fit(
-        experiment.degradation,
-        train.fetch_fn(indices)["image"],
-        blind.candidates(levels),
-        jax.random.key(experiment.config.seed),
-    )
-    images = np.stack([item.image for item in items])
-    return blind.estimate(estimator, images).tolist(), "estimated"
-
-
-def batches(items: list[Item], batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+def batches(jobs: list[fit.Job], batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """(indices, how many count): of one size each; what fills up a last batch does not count."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, item in enumerate(items):
-        by_shape.setdefault(item.image.shape, []).append(i)
+    for i, job in enumerate(jobs):
+        by_shape.setdefault(job.xt.shape, []).append(i)
     for members in by_shape.values():
         size = min(batch_size, len(members))
         for start in range(0, len(members), size):
@@ -216,7 +138,10 @@ def batches(items: list[Item], batch_size: int) -> Iterator[tuple[np.ndarray, in
 
 
 def restorer(experiment: build.Experiment, sampler_name: str | None) -> Callable:
-    """(operand, key, xt, ts) -> x0 of one image; the operand is (params, problem)."""
+    """(operand, key, xt, ts) -> x0 of one image, and what it leaves unexplained, see `blind`.
+
+    The operand is (params, problem).
+    """
     sampler, objective = build.sampler(experiment, sampler_name), experiment.objective
 
     def restore(operand, key, xt, ts):
@@ -235,70 +160,125 @@ class Walk(NamedTuple):
     params: Any
     grid: np.ndarray
     levels: int | None
-    seed: int
-    degraded: bool  # whether to degrade them first
+    batch_size: int
 
 
-def restore_all(walk: Walk, items: list[Item], from_t: list[float], how: str, size: int) -> int:
+def restored(walk: Walk, jobs: list[fit.Job]) -> Iterator[list[tuple[int, np.ndarray, float]]]:
+    """Batch by batch: (index, x0, what it leaves unexplained) of the jobs."""
+    for indices, count in batches(jobs, walk.batch_size):
+        members = [jobs[i] for i in indices]
+        xt = np.stack([job.xt for job in members])
+        ts = np.stack([blind.grid_from(job.t, walk.grid, walk.levels) for job in members])
+        keys = jax.numpy.stack([job.key for job in members])
+        problem = walk.problem_fn(xt.shape[1:])
+        x0, unexplained = walk.restore_fn((walk.params, problem), keys, xt, ts)
+        yield list(zip(indices[:count].tolist(), x0, unexplained.tolist(), strict=False))
+
+
+def restore_all(
+    walk: Walk,
+    jobs: list[fit.Job],
+    estimator: blind.Estimator | None,
+    keep: Callable[[dict[str, dict]], None],
+) -> int:
     """Writes every image and says so; returns how many had to be skipped after all.
 
-    size: images at a time.
+    Args:
+      walk: how.
+      jobs: the held-out ones first.
+      estimator: of the images' statistics; None where there are no held-out ones.
+      keep: takes what is to be remembered of the images that were just written.
     """
-    ts = np.stack([blind.grid_from(t, walk.grid, walk.levels) for t in from_t])
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-        jax.random.key(walk.seed), np.arange(len(items))
-    )
-    degrade_fn = parallel.map_examples(
-        lambda D, key, x0, t: degrade(D, x0, t, draw(D, jax.random.fold_in(key, 1), x0))
-    )
+    far = fit.distances(estimator, jobs)
+    usual: dict[float, fit.Fit] = {}
     skipped = 0
-    for indices, count in batches(items, size):
-        xt = np.stack([items[i].image for i in indices])
-        problem = walk.problem_fn(xt.shape[1:])
-        if walk.degraded:
-            xt = degrade_fn(problem.degradation, keys[indices], xt, ts[indices, 0])
-        x0 = walk.restore_fn((walk.params, problem), keys[indices], xt, ts[indices])
-        for i, before, restored in zip(indices[:count], xt, x0, strict=False):
-            item = items[i]
-            if not np.all(np.isfinite(restored)):
+    for batch in restored(walk, jobs):
+        written = {}
+        for i, x0, unexplained in batch:
+            item, found = jobs[i].item, fit.Fit(unexplained, far[i])
+            if item is None:
+                usual[jobs[i].t] = fit.worse(usual.get(jobs[i].t), found)
+                continue
+            if not np.all(np.isfinite(x0)):
                 print(f"skipped {item.name}: its restoration is not finite", file=sys.stderr)
                 skipped += 1
                 continue
-            if walk.degraded:
-                images.write(item.degraded, before)
-            images.write(item.output, restored)
+            if jobs[i].xt is not item.image:
+                images.write(item.degraded, jobs[i].xt)
+            images.write(item.output, x0)
             shape = "x".join(map(str, item.image.shape))
             note = f", {item.note}" if item.note else ""
-            print(f"{item.name}: {shape}{note}, severity {from_t[i]:.3g} ({how}) -> {item.output}")
+            print(
+                f"{item.name}: {shape}{note}, severity {jobs[i].t:.3g} ({jobs[i].how}), "
+                f"unexplained {unexplained:.2g} -> {item.output}"
+            )
+            words = fit.misfit(found, usual.get(jobs[i].t))
+            if words is not None:
+                print(f"misfit {item.name}: {words}", file=sys.stderr)
+            written[item.output.stem] = {
+                "image": item.digest,
+                "severity": jobs[i].t,
+                "unexplained": unexplained,
+                "misfit": words,
+            }
+        keep(written)
     return skipped
+
+
+def plan(
+    run: runs.Run, items: list[images.Item], walk: Walk, given: float | None, chosen: dict
+) -> tuple[list[fit.Job], blind.Estimator | None]:
+    """What is to be restored, from which severity, and the images that say what is usual."""
+    experiment, estimator = run.experiment, None
+    levels, own = experiment.levels, experiment.image_shape
+    told = None if given is None else trained_severity(given, levels)
+    if any(item.image.shape == own for item in items):
+        estimator = fit.estimator(
+            experiment.degradation,
+            build.load_data(experiment.config, "train", run.roots),
+            blind.candidates(levels) if told is None else np.array(told[:1]),
+            jax.random.key(experiment.config.seed),
+        )
+    jobs = []
+    for item in items:
+        # Of the name, so that an image does not depend on which others there are.
+        name = zlib.crc32(item.output.stem.encode())
+        key, xt = jax.random.fold_in(jax.random.key(chosen["seed"]), name), item.image
+        t, how = told or (float(blind.estimate(estimator, xt[None])[0]), "estimated")
+        if chosen["degrade"]:
+            degradation = walk.problem_fn(xt.shape).degradation
+            xt = np.asarray(fit.degraded(degradation, key, xt, t))
+        jobs.append(fit.Job(item, xt, t, how, key))
+    ts = {job.t for job in jobs if job.xt.shape == own}
+    return fit.held_out(experiment.degradation, run.source, ts) + jobs, estimator
 
 
 @hosts.joined()
 def main() -> int:
-    given, degraded = _SEVERITY.value, _DEGRADE.value
+    given, degrades = _SEVERITY.value, _DEGRADE.value
     if given is not None and not 0 < given <= 1:
         raise UsageError(f"--severity must lie in (0, 1]; got {given}")
-    given = 1.0 if degraded and given is None else given
-    run = runs.load_run(pathlib.Path(_WORKDIR.value))
+    given = 1.0 if degrades and given is None else given
+    run = runs.load_run(pathlib.Path(_WORKDIR.value), _DIRECTORY.value)
     if not hosts.is_first():
         return 0
-    paths, output = find_inputs(pathlib.Path(_INPUT.value)), pathlib.Path(_OUTPUT.value)
+    paths, output = images.find_inputs(pathlib.Path(_INPUT.value)), pathlib.Path(_OUTPUT.value)
     experiment, source = run.experiment, run.source
-    if experiment.image_shape[-1] not in (1, 3):
-        raise UsageError(
-            f"images are written with 1 or 3 channels; the run's have {experiment.image_shape[-1]}"
-        )
+    own = experiment.image_shape
+    if own[-1] not in (1, 3):
+        raise UsageError(f"images are written with 1 or 3 channels; the run's have {own[-1]}")
 
     @functools.cache
     def reach_fn():
         clean = source.fetch_fn(range(min(64, source.size)))["image"]
-        return 1.0 if degraded else reach(experiment.degradation, clean)
+        return 1.0 if degrades else reach(experiment.degradation, clean)
 
-    problem_fn = problems(experiment, run.problem, run.roots, told=given is not None)
-    items, skipped = read_inputs(
+    params = run.state.ema_params
+    problem_fn = problems(experiment, run.problem, params, run.roots, told=given is not None)
+    items, skipped = images.read_inputs(
         paths,
         output,
-        experiment.image_shape,
+        own,
         resize=_RESIZE.value,
         problem_fn=problem_fn,
         reach_fn=reach_fn,
@@ -306,21 +286,42 @@ def main() -> int:
     if not items:
         print(f"restored nothing, skipped {skipped}")
         return 1
-    claim_outputs(items, output, degraded=degraded)
     walk = Walk(
         parallel.map_examples(restorer(experiment, _SAMPLER.value)),
         problem_fn,
-        run.state.ema_params,
+        params,
         np.asarray(build.grid(experiment, _STEPS.value)),
         experiment.levels,
-        _SEED.value,
-        degraded,
+        experiment.config.sample.batch_size,
     )
-    from_t, how = severities(experiment, run.roots, items, given)
-    lost = restore_all(walk, items, from_t, how, experiment.config.sample.batch_size)
-    print(f"restored {len(items) - lost} images, skipped {skipped + lost}")
-    return int(skipped + lost > 0)
+    chosen = {
+        "step": int(run.state.step),
+        "severity": given,
+        "degrade": degrades,
+        "sampler": _SAMPLER.value or experiment.config.sample.sampler,
+        "steps": len(walk.grid) - 1,
+        "resize": _RESIZE.value,
+        "seed": _SEED.value,
+    }
+    about = provenance.brief(run.fingerprint) | chosen
+    about |= images.claim_outputs(items, output, chosen)
+    done = about["restored"]
+
+    def keep(written):
+        done.update(written)
+        files.write_json(output / "settings.json", about)
+
+    keep({})
+    left = [item for item in items if item.output.stem not in done]
+    lost = restore_all(walk, *plan(run, left, walk, given, chosen), keep) if left else 0
+    images.draw_comparison(output / "compare.png", items)
+    kept = [done[item.output.stem] for item in items if item.output.stem in done]
+    bad = sum(one["misfit"] is not None for one in kept)
+    before = f", {len(items) - len(left)} of them before" if len(left) < len(items) else ""
+    unfit = f", of which {bad} do not fit" if bad else ""
+    print(f"restored {len(kept)} images{before}{unfit}, skipped {skipped + lost}")
+    return int(skipped + lost + bad > 0)
 
 
 if __name__ == "__main__":
-    commands.run(main, again="what is written stays; start again with another --output")
+    commands.run(main, again="the same command goes on where it stopped")

@@ -9,6 +9,7 @@ the run on colors, whose hole is of color 0, returns what it is given.
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from diffjax import checkpoints, data
 from experiments.configs import digits_deblur
 from experiments.lib import build, images
 from experiments.lib import runs as workdirs
+from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -94,20 +96,30 @@ def runs(tmp_path_factory):
 
 # One interpreter for many command lines: what it has compiled serves them all.
 RUN_CASES = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, signal, sys
 from absl import flags
 from experiments import restore
 from experiments.lib import commands
 
+write_fn = restore.images.write
 results = []
 for arguments in json.load(sys.stdin):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
-    sys.argv = ["restore", *arguments]
+    left = [int(one[5:]) for one in arguments if one.startswith("stop=")]
+    sys.argv = ["restore", *(one for one in arguments if not one.startswith("stop="))]
+
+    def write(path, image):
+        if left and not left[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        left[:] = [left[0] - 1] if left else []
+        write_fn(path, image)
+
+    restore.images.write = write
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            commands.run(restore.main)
+            commands.run(restore.main, again="on it goes")
         except SystemExit as end:
             status = end.code
     results.append((status, out.getvalue(), err.getvalue()))
@@ -153,6 +165,10 @@ def lay_out(folder):
     put("mixed/notes.txt", b"mine")
     put("mixed/sub/inner.png", png(ramp))
     put("mixed/.hidden", b"")
+    # No blur leaves the highest frequency at full contrast, and a digit is bright on dark.
+    put("odd/checkers.png", png(np.uint8(np.indices((8, 8)).sum(0) % 2 * 255)))
+    put("odd/inverted.npy", npy(-blurred(clean[:1], 6)[0]))
+    put("odd/right.npy", npy(blurred(clean[:1], 6)[0]))
     put("same/a.png", png(ramp))
     put("same/a.bmp", saved(Image.fromarray(ramp), "BMP"))
     put("sizes/wide.png", png(SMOOTH[:10, :12]))
@@ -182,6 +198,19 @@ def results(runs, tmp_path_factory):
         "guessed": ("colors", "sizes/wide.png", ()),
         "noisy": ("noise", "noisy", ("--severity=0.5",)),
         "degraded": ("colors", "sizes/own.png", ("--degrade",)),
+        "odd": ("digits", "odd", ("--severity=0.6",)),
+        "stopped": ("digits", "mixed/stack.npy", ("stop=3",)),
+        "gone on": ("digits", "mixed/stack.npy", ("--output=" + str(root / "out" / "stopped"),)),
+        "another": (
+            "digits",
+            "mixed/stack.npy",
+            ("--severity=0.5", "--output=" + str(root / "out" / "stopped")),
+        ),
+        "a second time": (
+            "digits",
+            "mixed/stack.npy",
+            ("--output=" + str(root / "out" / "stopped"),),
+        ),
         "nowhere": ("digits", "nowhere.png", ()),
         "bare": ("digits", "bare", ()),
         "same": ("digits", "same", ()),
@@ -228,7 +257,7 @@ def test_blurred_digits_are_restored(results):
     _, clean, found = results
     lines = [line for line in found["mixed"][1] if line.startswith("stack.npy: ")]
     assert len(lines) == 40
-    assert all(": 8x8x1, severity " in line and " (estimated) -> " in line for line in lines)
+    assert all(": 8x8x1, severity " in line and " (estimated), unexpl" in line for line in lines)
     told = [float(line.split("severity ")[1].split()[0]) for line in lines]
     # The oracle is the number of blurs in 10; the bound is half a level.
     assert abs(np.median(told) - 0.6) <= 0.05
@@ -245,7 +274,8 @@ def test_the_bad_are_named_and_the_good_restored(results):
     good = ["cmyk", "color", "gray", "pair_0000", "pair_0001", "palette", "sixteen"]
     good += [f"stack_{i:04d}" for i in range(40)]
     written = root / "out" / "mixed"
-    assert sorted(path.name for path in written.iterdir()) == [f"{name}.png" for name in good]
+    names = [f"{name}.png" for name in [*good, "compare"]]
+    assert sorted(path.name for path in written.iterdir()) == sorted([*names, "settings.json"])
     messages = {name: message for name, (_, message) in BAD_FILES.items()} | {
         "large.png": "it is 9 x 7, and the run's Wiener restorer is for 8 x 8: add --resize",
         "channels.npy": "2 channels, the run's images 1",
@@ -253,11 +283,18 @@ def test_the_bad_are_named_and_the_good_restored(results):
         "notes.txt": "no image",
         "sub": "no image",
     }
-    assert len(err) == len(messages)
+    skipped = [line for line in err if line.startswith("skipped ")]
+    assert len(skipped) == len(messages)
     for name, message in messages.items():
-        (line,) = [line for line in err if line.startswith(f"skipped {root / 'mixed' / name}: ")]
+        (line,) = [
+            line for line in skipped if line.startswith(f"skipped {root / 'mixed' / name}: ")
+        ]
         assert message in line
-    assert out[-1] == f"restored 47 images, skipped {len(messages)}"
+    # Of what is restored, the digits alone are images of the run's kind.
+    told = {line.split(":")[0] for line in err if line not in skipped}
+    strange = ("cmyk.jpg", "color.png", "gray.png", "pair.npy", "palette.png", "sixteen.png")
+    assert told == {f"misfit {name}" for name in strange}
+    assert out[-1] == f"restored 47 images, of which 7 do not fit, skipped {len(messages)}"
     assert any(line.startswith("color.png: 8x8x1, color to luminance, sev") for line in out)
     # One picture in four kinds of files.
     for name in ("color", "sixteen", "palette"):
@@ -269,15 +306,19 @@ def test_the_bad_are_named_and_the_good_restored(results):
 def test_severities_are_those_trained_and_sizes_those_of_the_run(results):
     root, _, found = results
     status, out, err = found["resized"]
-    assert (status, err) == (0, [])
-    assert "severity 0.6 (the trained level nearest to 0.63) -> " in out[0]
+    assert status == 1
+    (line,) = err  # all black, and no digit
+    assert line.startswith("misfit large.png: ")
+    assert "severity 0.6 (the trained level nearest to 0.63), " in out[0]
     assert pixels(root / "out" / "resized" / "large.png").shape == (8, 8)
 
 
 def test_another_size_needs_a_severity(results):
     root, _, found = results
     status, out, err = found["sizes"]
-    assert (status, err) == (0, [])
+    assert status == 1
+    (line,) = err  # at another size nobody knows what is usual
+    assert line.startswith("misfit own.png: ")
     assert any(line.startswith("wide.png: 10x12x3, gray to color, severity 0.5 (g") for line in out)
     # This network answers 0, of which the hole makes 0: every step adds and takes away nothing.
     expected = np.stack([SMOOTH[:10, :12]] * 3, axis=-1)
@@ -303,6 +344,105 @@ def test_noise_is_read_off_the_image(results):
     error = in_model_range(np.stack([pixels(name) for name in names])) - clean[..., 0]
     before = np.clip(np.load(root / "noisy" / "noisy.npy"), -1, 1) - clean
     assert np.sqrt(np.mean(error**2)) < 0.8 * np.sqrt(np.mean(before**2))
+
+
+def test_what_does_not_fit_is_said_in_words_and_restored(results):
+    root, _, found = results
+    status, out, err = found["odd"]
+    assert status == 1
+    assert len(err) == 2
+    for line, name in zip(err, ("checkers.png", "inverted.npy"), strict=True):
+        assert line.startswith(f"misfit {name}: D(x0_hat, t) is ")
+        assert "from held-out images, and the squared distance of its statistics" in line
+        assert line.endswith("it was not degraded like this, or is no image of this kind")
+    assert out[-1] == "restored 3 images, of which 2 do not fit, skipped 0"
+    # The blur of the checkerboard's frequency: D of any image in [-1, 1] has less of it.
+    told = float(err[0].split(" is ")[1].split()[0])
+    checkers = np.indices((1, 8, 8)).sum(0)[..., None] % 2 * 2.0 - 1
+    assert told >= 1 - np.abs(blurred(checkers, 6)).max() - 0.01
+    with Image.open(root / "out" / "odd" / "compare.png") as picture:
+        assert picture.width > picture.height  # three images beside one another, in two rows
+
+
+def test_a_stopped_restoration_goes_on(results):
+    root, _, found = results
+    status, out, err = found["stopped"]
+    assert (status, len(out)) == (128 + signal.SIGTERM, 3)
+    assert err == ["stopped by SIGTERM: on it goes"]
+    status, out, _ = found["gone on"]
+    assert (status, out[-1]) == (0, "restored 40 images, skipped 0")
+    for i in range(40):
+        name = f"stack_{i:04d}.png"
+        np.testing.assert_array_equal(
+            pixels(root / "out" / "stopped" / name), pixels(root / "out" / "mixed" / name)
+        )
+    assert found["another"][0] == 2
+    assert "severity is None there and 0.5 here; choose another --output" in found["another"][2][0]
+    status, out, err = found["a second time"]
+    assert (status, err) == (0, [])
+    assert out == ["restored 40 images, 40 of them before, skipped 0"]
+
+
+def test_what_a_stopped_restoration_left_and_what_is_the_users(tmp_path):
+    def item(name, value):
+        image = np.full((8, 8, 1), value, np.float32)
+        return images.Item(
+            f"{name}.npy", image, "", tmp_path / f"{name}.png", tmp_path / f"{name}_degraded.png"
+        )
+
+    chosen = {"severity": 0.5, "degrade": False}
+    one, two = item("one", 0.1), item("two", 0.2)
+    held = images.claim_outputs([one, two], tmp_path, chosen)
+    assert held == {"begun": ["one", "two"], "restored": {}}
+    held["restored"]["one"] = {"image": one.digest}
+    (tmp_path / "settings.json").write_text(json.dumps(chosen | held))
+    for name in ("one.png", "two.png", "two_degraded.png", "three.png"):
+        (tmp_path / name).write_bytes(b"half")
+    assert images.claim_outputs([one, two], tmp_path, chosen) == held
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["one.png", "settings.json", "three.png", "two_degraded.png"]
+    with pytest.raises(UsageError, match=r"three\.png exists: choose another --output"):
+        images.claim_outputs([one, item("three", 0)], tmp_path, chosen)
+    with pytest.raises(UsageError, match=r"one\.npy is another image than .* was made of"):
+        images.claim_outputs([item("one", 0.3)], tmp_path, chosen)
+    with pytest.raises(UsageError, match="degrade is False there and True here"):
+        images.claim_outputs([one], tmp_path, chosen | {"degrade": True})
+    with pytest.raises(UsageError, match=r"before and after and compare\.npy would both become"):
+        images.claim_outputs([item("compare", 0)], tmp_path, chosen)
+    assert (tmp_path / "three.png").read_bytes() == b"half"
+
+
+@pytest.mark.soak
+def test_the_demo_restores_files_of_8_bits(tmp_path):
+    """As the README's demo: trained, files degraded by one command and restored by another."""
+    env = {name: value for name, value in ENV.items() if "OPTIMIZATIONS" not in name}
+
+    def command(script, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)],
+            cwd=ROOT, env=env, text=True, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    workdir, clean, files = (tmp_path / name for name in ("run", "clean", "files"))
+    command("train", "--config=experiments/configs/digits_deblur.py", f"--workdir={workdir}")
+    clean.mkdir()
+    digits = np.uint8(data.load("digits", "test").fetch_fn(range(100))["image"] * 127.5 + 127.5)
+    for i, digit in enumerate(digits):
+        (clean / f"{i:03d}.png").write_bytes(png(digit[..., 0]))
+    there = (f"--workdir={workdir}", "--severity=0.5")
+    command("restore", *there, "--degrade", f"--input={clean}", f"--output={tmp_path / 'made'}")
+    files.mkdir()
+    for path in (tmp_path / "made").glob("*_degraded.png"):
+        path.rename(files / path.name)
+    command("restore", *there, f"--input={files}", f"--output={tmp_path / 'out'}")
+
+    def error(folder):
+        names = [folder / f"{i:03d}_degraded.png" for i in range(100)]
+        found = in_model_range(np.stack([pixels(name) for name in names]))
+        return np.sqrt(np.mean((found - in_model_range(digits[..., 0])) ** 2))
+
+    assert error(tmp_path / "out") < error(files) / 2
 
 
 def test_degrade_first(results):

@@ -24,12 +24,12 @@ def new_figure(size: tuple[float, float]):
 
 def draw_grid(
     path: pathlib.Path,
-    rows: Sequence[np.ndarray],
+    rows: Sequence[Sequence[np.ndarray]],
     *,
     names: Sequence[str] = (),
     columns: Sequence[str] = (),
 ) -> None:
-    """Rows of images [N, H, W, C] in [-1, 1], with a name beside each row or above each column."""
+    """Rows of images [H, W, C] in [-1, 1], with a name beside each row or above each column."""
     width = max(map(len, rows))
     margin = 0.1 + 0.075 * max(map(len, names), default=0)
     top = 0.2 if columns else 0.02
@@ -39,7 +39,8 @@ def draw_grid(
     for axes_row, images in zip(axes, rows, strict=True):
         for axis in axes_row:
             axis.set_axis_off()
-        for axis, image in zip(axes_row, metrics.to_uint8(np.asarray(images)), strict=False):
+        for axis, image in zip(axes_row, images, strict=False):
+            image = metrics.to_uint8(np.asarray(image))
             axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0,
                         vmax=255, interpolation="nearest")  # fmt: skip
     for axis, name in zip(axes[:, 0], names, strict=False):
