@@ -21,6 +21,9 @@ from experiments.lib import build, commands, files, provenance, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the two files; made if absent.")
+_DIRECTORY = flags.DEFINE_string(
+    "config.data.directory", None, "Where the run's data lies now; none: where it lay."
+)
 flags.mark_flags_as_required(["workdir", "output"])
 
 
@@ -57,7 +60,8 @@ def about(run: runs.Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    run, output = runs.load_run(pathlib.Path(_WORKDIR.value)), pathlib.Path(_OUTPUT.value)
+    run = runs.load_run(pathlib.Path(_WORKDIR.value), directory=_DIRECTORY.value)
+    output = pathlib.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     held = io.BytesIO()
     np.savez(held, **arrays(run))

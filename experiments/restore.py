@@ -259,7 +259,7 @@ def main() -> int:
     if given is not None and not 0 < given <= 1:
         raise UsageError(f"--severity must lie in (0, 1]; got {given}")
     given = 1.0 if degrades and given is None else given
-    run = runs.load_run(pathlib.Path(_WORKDIR.value), _DIRECTORY.value)
+    run = runs.load_run(pathlib.Path(_WORKDIR.value), directory=_DIRECTORY.value)
     if not hosts.is_first():
         return 0
     paths, output = images.find_inputs(pathlib.Path(_INPUT.value)), pathlib.Path(_OUTPUT.value)

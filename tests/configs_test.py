@@ -267,12 +267,12 @@ def changed(name, **fields):
     ("name", "fields", "said"),
     [
         (
-            *("digits_deblur", {"prior_perturbation": 0.002}),
+            *("default", {"prior_perturbation": 0.002}),
             "config.prior.perturbation = 0.002, train.perturbation = 0, "
             "model.precondition_floor = 0.001: R never sees such noise; set train.perturbation",
         ),
         (
-            *("digits_deblur", {"prior_perturbation": 0.04, "train_perturbation": 0.02}),
+            *("default", {"prior_perturbation": 0.04, "train_perturbation": 0.02}),
             "config.prior.perturbation = 0.04, train.perturbation = 0.02, "
             "model.precondition_floor = 0.001: the first exceeds 1.5 times",
         ),
@@ -291,14 +291,14 @@ def test_numbers_that_contradict_each_other_are_told_so(name, fields, said):
 
 
 def test_the_start_and_the_floor_follow_the_perturbation():
-    config = changed("digits_deblur", train_perturbation=0.003, model_precondition_floor=0.004)
+    config = changed("default", train_perturbation=0.003, model_precondition_floor=0.004)
     np.testing.assert_allclose(build.start_perturbation(config), 0.0033)
     np.testing.assert_allclose(build.total_floor(config), 0.005)  # 3, 4, 5
-    config = changed("digits_deblur", train_perturbation=0.02, prior_perturbation=0.03)
+    config = changed("default", train_perturbation=0.02, prior_perturbation=0.03)
     assert build.start_perturbation(config) == 0.03
     experiment, _ = build.build(config, "train")  # 1.5 times is allowed
     assert (experiment.objective.perturbation, experiment.objective.basis) == (0.02, "pixels")
-    assert build.start_perturbation(changed("digits_deblur")) == 0
+    assert build.start_perturbation(changed("default")) == 0
 
 
 def test_a_config_that_generates_is_foretold_in_one_line():
@@ -309,7 +309,8 @@ def test_a_config_that_generates_is_foretold_in_one_line():
     q = experiment.config.train.perturbation
     floor = np.hypot(experiment.config.model.precondition_floor, q)
     np.testing.assert_allclose(build.fit_wiener(experiment, source).floor, floor, rtol=1e-6)
-    assert build.foretell(*build.build(changed("digits_deblur"), "train")) is None
+    for name in ("default", "digits_deblur"):
+        assert build.foretell(*build.build(changed(name), "train")) is None
 
 
 # Without a training: a run is what its config builds. In a process of its own, for its flags.
@@ -327,7 +328,7 @@ for config in (digits_deblur, digits_blur_generation):
     experiment, _ = build.build(resolve(config.get_config()), "test")
     state = types.SimpleNamespace(step=0)
     run = types.SimpleNamespace(experiment=experiment, prior=(), state=state)
-    sample.runs.load_run = lambda workdir, run=run: run
+    sample.runs.load_run = lambda workdir, directory, run=run: run
     sample.main()
 """
 

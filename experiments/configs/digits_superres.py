@@ -6,10 +6,11 @@ python -m experiments.train --workdir=runs/digits_superres \
 RMSE of Algorithm 2 on 360 held-out digits 0.245 (docs/results/restoration.json).
 """
 
-from experiments.configs import digits_deblur
+from experiments.configs import default
 
 
 def get_config():
-    config = digits_deblur.get_config()
+    config = default.get_config()
+    config.train.steps = 1200
     config.degradation = {"family": "downsample", "steps": 2, "method": "bicubic"}
     return config
