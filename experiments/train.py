@@ -16,6 +16,7 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -79,8 +80,21 @@ def main() -> int:
         hosts.first_on_one(take)
         about = provenance.describe(config.seed, fingerprint)
         with provenance.recorded(workdir, about) as record:
-            record["status"] = fit_and_train(experiment, source, workdir, init, roots)
+            with told_if_full(workdir):
+                record["status"] = fit_and_train(experiment, source, workdir, init, roots)
     return record["status"]
+
+
+@contextlib.contextmanager
+def told_if_full(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns what orbax says of a full disk, or of a limit on files, into a UsageError."""
+    try:
+        yield
+    except ValueError as error:
+        for reason in ("No space left on device", "File too large"):
+            if reason in str(error):
+                raise UsageError(f"{workdir}: {reason}; what was saved before is kept") from error
+        raise
 
 
 def fit_and_train(
@@ -106,8 +120,9 @@ def fit_and_train(
         print(f"error: {error}", file=sys.stderr)
         status = 1
     except BaseException:
-        if jax.process_count() == 1:
-            manager.close()  # on several, it would wait for hosts that may be gone
+        if jax.process_count() == 1:  # on several, it would wait for hosts that may be gone
+            with contextlib.suppress(ValueError):  # of a save that failed, and was told
+                manager.close()
         raise
     manager.close()
     return status

@@ -4,6 +4,8 @@ Oracles: the fields that a message must name; rows cut out by hand; the contract
 """
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -91,3 +93,39 @@ def test_a_box_keeps_its_type_where_nothing_is_promoted():
         )
     assert xT.dtype == np.float32
     assert np.sum(np.asarray(xT) != 1) == 9
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of 150 kB: enough for a config, and for no checkpoint."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", folder], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_one_line(env, full_disk):
+    arguments = [*script_runs.TINY, "--config.train.steps=4", "--config.run.checkpoint_every=1"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.train", script_runs.CONFIG, *arguments),
+            f"--workdir={full_disk / 'run'}",
+        ],
+        cwd=script_runs.ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=500,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert str(full_disk / "run") in last
+    assert "No space left on device" in last
+    assert "Traceback" not in done.stderr
+    assert json.loads((full_disk / "run" / "config.json").read_text())["train"]["steps"] == 4
