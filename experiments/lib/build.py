@@ -471,7 +471,9 @@ def fit_prior(
         return base.degrade(degradation, x0, 1.0, base.draw(degradation, key, x0))
 
     # With one key for all, what still differs between two xT comes from x0.
-    if not priors.depends_on_x0(lambda x0, t, omega: fully(keys[0], x0), clean[:64], None):
+    if count == 1 or not priors.depends_on_x0(
+        lambda x0, t, omega: fully(keys[0], x0), clean[:64], None
+    ):
         return None
     xT = np.asarray(jax.jit(jax.vmap(fully))(keys, clean))
     if config.prior.kind == "bank":
