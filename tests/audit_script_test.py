@@ -65,14 +65,15 @@ def test_a_run_that_learns_nothing_is_found_out(run_script, tmp_path):
 
 def test_the_picture_of_a_generation(tmp_path, monkeypatch):
     # Ten modes, of which the walk makes nine tenths, and the two ways that must fail nothing.
-    monkeypatch.setattr(pictures.plt, "close", lambda figure: None)
+    drawn, new_figure = [], pictures.new_figure
+    monkeypatch.setattr(
+        pictures, "new_figure", lambda size: drawn.append(new_figure(size)) or drawn[-1]
+    )
     std = np.geomspace(1, 0.1, 10)
     made = {way: np.full(10, share) for way, share in zip(WAYS, (0.9, 0, 0), strict=True)}
     found = Generation(std, made, 0 * std, ("jump",), "cannot generate")
     pictures.draw_generation(tmp_path / "generation.png", found)
-    axis = pictures.plt.gca()
-    monkeypatch.undo()
-    pictures.plt.close()
+    (axis,) = drawn[0].axes
     lines = {line.get_label(): line.get_ydata() for line in axis.lines}
     assert list(lines) == ["data", *WAYS]
     for way, share in zip(lines, (1, 0.9, 0, 0), strict=True):
