@@ -79,18 +79,17 @@ def main() -> int:
 
         hosts.first_on_one(take)
         about = provenance.describe(config.seed, fingerprint)
-        with provenance.recorded(workdir, about) as record:
-            with told_if_full(workdir):
-                record["status"] = fit_and_train(experiment, source, workdir, init, roots)
+        with told_if_full(workdir), provenance.recorded(workdir, about) as record:
+            record["status"] = fit_and_train(experiment, source, workdir, init, roots)
     return record["status"]
 
 
 @contextlib.contextmanager
 def told_if_full(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns what orbax says of a full disk, or of a limit on files, into a UsageError."""
+    """Names the workdir where its disk is full, or files may not be so large."""
     try:
         yield
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # ValueError is orbax's
         for reason in ("No space left on device", "File too large"):
             if reason in str(error):
                 raise UsageError(f"{workdir}: {reason}; what was saved before is kept") from error

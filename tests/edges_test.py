@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_line(env, full_disk):
     )
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
+    assert last.startswith("error: "), done.stderr
     assert str(full_disk / "run") in last
     assert "No space left on device" in last
     assert "Traceback" not in done.stderr

@@ -270,6 +270,10 @@ def _check_network(config, image_shape, channels_in, num_classes, init_fn, apply
         key = jax.eval_shape(lambda: jax.random.key(0))
         params = jax.eval_shape(init_fn, key)
         output = jax.eval_shape(apply_fn, params, xt, t, label)
+    except MemoryError as error:
+        raise UsageError(
+            f"config.model.width = {config.model.width:,} is too much for this machine: {error}"
+        ) from error
     except Exception as error:  # a user's network may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UsageError(

@@ -48,6 +48,7 @@ def run(
     sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # writes that fail after the first one
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     sys.unraisablehook = _unraisable
