@@ -67,15 +67,12 @@ def test_generated():
 
 
 def test_generated_mnist():
-    found = result("mnist_blur_generation")
-    for name in ("generated", "held-out"):
-        row = found[name]
-        line = (
-            f"| {name} | {row['images']:,} | {row['pixels']['frechet']:.3f} | "
-            f"{row['pixels']['kernel']:.4f} | {row['classifier']['frechet']:.2f} | "
-            f"{100 * row['sure']:.0f}% | {row['nearest']['median']:.2f} |"
-        )
-        assert line in README
+    found = result("generation_mnist")["results"]
+    section = README.partition("\nMNIST from the same recipe")[2].partition("\n## ")[0]
+    for way, ones in found.items():
+        assert f"| {way} | {judged([one['generated'] for one in ones])}" in section
+    held_out = next(iter(found.values()))[0]["held-out"]
+    assert f"| held-out images | {judged([held_out])}" in section
 
 
 def test_the_grid_of_the_blur():
