@@ -3,6 +3,7 @@
 Oracles: the fields that a message must name; rows cut out by hand; the contract of the library.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import script_runs
 
-from diffjax import data
+from diffjax import data, losses
 from diffjax.degradations.base import degrade, draw
 from diffjax.degradations.mask import mask
 from experiments.configs import default
@@ -95,26 +96,40 @@ def test_a_box_keeps_its_type_where_nothing_is_promoted():
     assert np.sum(np.asarray(xT) != 1) == 9
 
 
-@pytest.fixture
-def full_disk(tmp_path):
-    """A disk of 150 kB: enough for a config, and for no checkpoint."""
-    folder = tmp_path / "disk"
+@pytest.mark.parametrize("weighting", losses.WEIGHTINGS)
+def test_every_weighting_is_a_word_in_a_config(weighting):
+    config = default.get_config()
+    config.degradation = {"family": "gaussian_noise"}
+    config.train.update(weighting=weighting, loss="l2")
+    config.model.update(width=8, multipliers=(1,))
+    experiment, _ = build.build(resolve(config), "train")
+    alpha, sigma = 0.8, 0.6
+    weight = experiment.objective.weight_fn(jax.numpy.float32(alpha), jax.numpy.float32(sigma))
+    np.testing.assert_allclose(weight, losses.WEIGHTINGS[weighting](alpha, sigma), rtol=1e-6)
+    assert 0 < weight < np.inf
+
+
+@contextlib.contextmanager
+def disk(folder, options):
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", folder], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True
     )
     if mounted.returncode:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_is_one_line(env, full_disk):
+def train_there(env, workdir):
+    """(exit status, stderr) of a real training of four steps, each of which is saved."""
     arguments = [*script_runs.TINY, "--config.train.steps=4", "--config.run.checkpoint_every=1"]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.train", script_runs.CONFIG, *arguments),
-            f"--workdir={full_disk / 'run'}",
+            f"--workdir={workdir}",
         ],
         cwd=script_runs.ROOT,
         env=env,
@@ -122,10 +137,22 @@ def test_a_full_disk_is_one_line(env, full_disk):
         capture_output=True,
         timeout=500,
     )
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: "), done.stderr
-    assert str(full_disk / "run") in last
-    assert "No space left on device" in last
     assert "Traceback" not in done.stderr
-    assert json.loads((full_disk / "run" / "config.json").read_text())["train"]["steps"] == 4
+    return done.returncode, done.stderr
+
+
+def test_a_full_disk_is_one_line(env, tmp_path):
+    with disk(tmp_path / "disk", "size=150k") as folder:  # enough for a config, no checkpoint
+        status, stderr = train_there(env, folder / "run")
+        assert status == 2, stderr
+        last = stderr.splitlines()[-1]
+        assert last.startswith("error: "), stderr
+        assert str(folder / "run") in last
+        assert "No space left on device" in last
+        assert json.loads((folder / "run" / "config.json").read_text())["train"]["steps"] == 4
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(env, tmp_path):
+    with disk(tmp_path / "disk", "ro") as folder:
+        status, stderr = train_there(env, folder / "run")
+        assert (status, stderr) == (2, f"error: {folder / 'run'}: Read-only file system\n")
