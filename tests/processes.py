@@ -129,7 +129,7 @@ def wait_for_a_checkpoint(processes, workdir):
 def lines(workdir):
     """metrics.jsonl, without the times."""
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name != "seconds"} for line in found]
+    return [{name: line[name] for name in line if "seconds" not in name} for line in found]
 
 
 def losses(workdir):

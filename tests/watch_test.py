@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = "--config=experiments/configs/digits_deblur.py"
 SHORT = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.train.batch_size=8",
          "--config.train.steps=100000", "--config.run.checkpoint_every=50",
-         "--config.run.evaluate_every=50", "--config.run.keep=100"]  # fmt: skip
+         "--config.run.evaluate_every=50", "--config.run.keep=100",
+         "--config.train.perturbation=0.0"]  # which evaluation does not add  # fmt: skip
 
 
 def saved_steps(workdir):

@@ -2,7 +2,7 @@
 
 Each look is one line of heldout.jsonl: the loss and the RMSE of x0_hat at each severity, images in
 [0, 1], as `experiments.evaluate` counts, and the audit's cheap checks. The averaged parameters
-are looked at, as they are in evaluation.
+are looked at, as they are in evaluation; x_t has the noise of `train.perturbation`, as in training.
 """
 
 import functools
