@@ -3,7 +3,6 @@
 Oracle: the field that each case names, which the message must hold; the folder before.
 """
 
-import subprocess
 import sys
 
 import pytest
@@ -245,19 +244,7 @@ def test_a_real_command(env, tmp_path, case):
     folder.mkdir()
     file.write_text("mine")
     places = {"t": folder, "f": file}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            f"experiments.{script}",
-            *(one.format(**places) for one in arguments),
-        ],
-        cwd=script_runs.ROOT,
-        env=env,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
+    done = script_runs.process(env, script, *(one.format(**places) for one in arguments))
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (2, "")
     assert len(lines) == 1, done.stderr

@@ -6,7 +6,6 @@ Oracles: the fields that a message must name; rows cut out by hand; the contract
 import contextlib
 import json
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -126,17 +125,7 @@ def disk(folder, options):
 def train_there(env, workdir):
     """(exit status, stderr) of a real training of four steps, each of which is saved."""
     arguments = [*script_runs.TINY, "--config.train.steps=4", "--config.run.checkpoint_every=1"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.train", script_runs.CONFIG, *arguments),
-            f"--workdir={workdir}",
-        ],
-        cwd=script_runs.ROOT,
-        env=env,
-        text=True,
-        capture_output=True,
-        timeout=500,
-    )
+    done = script_runs.process(env, "train", script_runs.CONFIG, *arguments, f"--workdir={workdir}")
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
 

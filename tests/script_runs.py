@@ -6,6 +6,7 @@ import pathlib
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import warnings
 
@@ -50,6 +51,18 @@ def call(script, *arguments):
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return status, out.getvalue(), err.getvalue()
+
+
+def process(env, script, *arguments):
+    """The same as a process of its own, that has ended."""
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=500,
+    )
 
 
 def _remove_flags():
