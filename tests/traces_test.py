@@ -13,6 +13,7 @@ from script_runs import call, train
 @pytest.fixture
 def compiled():
     """Programs compiled, by name."""
+    jax.clear_caches()  # another test of this process may have compiled the same program
     found = Counter()
 
     def note(event, _, **about):
