@@ -179,6 +179,56 @@ def factor(covariance: np.ndarray, matrix: np.ndarray | None = None) -> Factor:
     return Factor(*parts)
 
 
+# The second difference with ends that turn the image over, and with ends that meet. The
+# eigenvectors of the one are the cosines of the DCT-II; of the other sine and cosine of each
+# frequency in turn, whose variances are one. Any other stationary covariance shares them.
+_ENDS = {"symmetric": (0, -1), "circular": (-1, 0)}
+
+
+def _stationary_basis(size: int, ends: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the basis, [n, n], a vector a column; the number of each vector's frequency, [n])."""
+    difference = 2 * np.eye(size) - np.eye(size, k=1) - np.eye(size, k=-1)
+    for row, neighbor in zip((0, -1), _ENDS[ends], strict=True):
+        difference[row, neighbor] -= 1
+    index = np.arange(size)
+    return np.linalg.eigh(difference)[1], index if ends == "symmetric" else (index + 1) // 2
+
+
+def stationary_factor(covariance: np.ndarray, matrix: np.ndarray | None = None) -> Factor:
+    """`factor` of S made stationary: of what S is between all pairs of pixels one distance apart.
+
+    Such an S is diagonal in one basis Q, the DCT-II or the Fourier basis. So is the matrix of a
+    blur with symmetric or circular ends, or of heat: A = Q diag(a_k) Q', and A B = Q diag(s) with
+    s_n = a_n sqrt(l_n), l_n the variance of S along q_n (the mean of both of a frequency). Of a
+    table of matrices s alone is a table: K n + 3 n^2 floats in place of 3 K n^2.
+
+    Args:
+      covariance, matrix: see `factor`.
+    Raises:
+      ValueError: if the matrices are diagonal in neither basis.
+    """
+    size = len(covariance)
+    matrix = np.eye(size) if matrix is None else np.asarray(matrix, np.float64)
+    for ends in _ENDS:
+        basis, frequency = _stationary_basis(size, ends)
+        spectral = basis.T @ matrix @ basis
+        gains = np.diagonal(spectral, axis1=-2, axis2=-1)
+        if np.allclose(spectral, gains[..., None] * np.eye(size), rtol=0, atol=1e-5):
+            break
+    else:
+        raise ValueError(
+            "a stationary covariance needs a degradation that is diagonal in the DCT-II or the "
+            "Fourier basis: heat, or a blur with symmetric or circular ends"
+        )
+    each = np.einsum("in,ij,jn->n", basis, covariance, basis)
+    variances = (np.bincount(frequency, each) / np.bincount(frequency))[frequency]
+    root = np.sqrt(np.maximum(variances, 0))
+    ahead = (1,) * (matrix.ndim - 2)  # the same for every matrix of a table
+    turn, synthesis = (np.reshape(part, (*ahead, size, size)) for part in (basis.T, basis * root))
+    parts: tuple[Any, ...] = (turn, synthesis, gains * root, turn)
+    return Factor(*parts)
+
+
 def multiply(
     x: Array, rows: Array | None = None, cols: Array | None = None, colors: Array | None = None
 ) -> Array:
@@ -287,7 +337,12 @@ class WienerRestorer(NamedTuple):
 
 
 def fit(
-    linear_fn: LinearFn, moments: Moments, *, levels: int | None = None, floor: float = 1e-5
+    linear_fn: LinearFn,
+    moments: Moments,
+    *,
+    levels: int | None = None,
+    floor: float = 1e-5,
+    stationary: bool = False,
 ) -> WienerRestorer:
     """L_t of a linear degradation on data of these moments; computed in float64.
 
@@ -302,10 +357,13 @@ def fit(
       floor: how uncertain x_t itself is, in the units of [-1, 1]; added to sigma in
         quadrature. Rounding to float32 asks for 1e-5, files of 8 bits for 3e-3: L_t turns
         their rounding into noise otherwise.
+      stationary: see `stationary_factor`: a coarser model of the data, for images so large
+        that the tables are.
     Returns:
-      Float32 tables, for a blur of 3 (H^2 + W^2) floats a level.
+      Float32 tables, for a blur of 3 (H^2 + W^2) floats a level; stationary: H + W a level, and
+      3 (H^2 + W^2) once.
     Raises:
-      ValueError: if an argument is invalid; the message names it.
+      ValueError: if an argument is invalid, the message names it; or see `stationary_factor`.
     """
     if not 0 < floor < np.inf:
         raise ValueError(f"floor must be positive and finite; got {floor}")
@@ -315,10 +373,13 @@ def fit(
     _, _, *matrices = jax.jit(jax.vmap(linear_fn))(ts)
     if levels is None and any(matrix is not None for matrix in matrices):
         raise ValueError("levels must be given: the matrices of this degradation change with t")
+    along_image = stationary_factor if stationary else factor
     factors = Factors(
         *(
-            factor(covariance, np.eye(len(covariance))[None] if matrix is None else matrix)
-            for covariance, matrix in zip(covariances(moments), matrices, strict=True)
+            create(covariance, np.eye(len(covariance))[None] if matrix is None else matrix)
+            for create, covariance, matrix in zip(
+                (along_image, along_image, factor), covariances(moments), matrices, strict=True
+            )
         )
     )
     std = np.sqrt(np.mean(np.diag(covariances(moments)[2])))

@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from sklearn.datasets import load_sample_images
 
-from diffjax import checkpoints, data, restorers, samplers, schedules, training
+from diffjax import checkpoints, data, restorers, samplers, schedules, training, wiener
 from diffjax.degradations.base import Degradation, degrade, draw
 from diffjax.degradations.blur import gaussian_blur, gaussian_kernel
 from diffjax.degradations.color import decolor
@@ -435,6 +436,64 @@ def around_the_step(rounds: int) -> Iterator[Row]:
     yield Row(f"{what}: held", held, "bytes", target=f"<= {bound:,}", met=held <= bound)
 
 
+def photographs(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of scikit-learn's two photographs, of their left two thirds and of the rest."""
+    crops: tuple[list, list] = ([], [])
+    for photo in load_sample_images().images:
+        border = 2 * photo.shape[1] // 3
+        for part, found in zip((photo[:, :border], photo[:, border:]), crops, strict=True):
+            for row in range(0, part.shape[0] - size + 1, size // 4):
+                for col in range(0, part.shape[1] - size + 1, size // 4):
+                    found.append(part[row : row + size, col : col + size])
+    fitted, judged = (np.stack(found) / np.float32(127.5) - 1 for found in crops)
+    return fitted, judged
+
+
+def _batched(function: Callable) -> Callable:
+    """Jitted (restorer, D, xt_BHWC, t_B) of a function of one image."""
+
+    def one(restorer, degradation, xt, t):
+        return function(restorer, restorers.linear_fn(degradation), xt, t)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))
+
+
+estimates = _batched(lambda *arguments: wiener.estimate(*arguments)[0])
+around_stub = _batched(functools.partial(wiener.precondition, lambda inputs, t: inputs[..., :3]))
+
+
+def large(rounds: int) -> Iterator[Row]:
+    """The Wiener restorer of large images: what it holds, what it takes, and what is lost where
+    the covariance is taken as stationary.
+    """
+    steps, few = 20, 4
+    ts = jnp.linspace(0.1, 1, few)
+    for size in (128, 256, 512):
+        shape = (size, size, 3)
+        degradation = gaussian_blur(shape, stds=(2.0,) * steps, boundary="symmetric")
+        linear_fn = restorers.linear_fn(degradation)
+        noise = np.random.default_rng(0).normal(size=(few, *shape)).astype(np.float32)
+        fitted, judged = photographs(size) if size == 128 else (noise, None)
+        moments = wiener.measure(fitted)
+        calls, what = {}, f"Wiener restorer, {size}x{size}x3, T = {steps}"
+        for name, stationary in (("any covariance", False), ("stationary", True)):
+            restorer = wiener.fit(
+                linear_fn, moments, levels=steps, floor=1e-3, stationary=stationary
+            )
+            held = sum(leaf.nbytes for leaf in jax.tree.leaves(restorer.factors))
+            yield Row(f"{what}, {name}: held", held, "bytes")
+
+            calls[name] = functools.partial(around_stub, restorer, degradation, noise, ts)
+            for t in (0.5, 1.0) if judged is not None else ():
+                t_B = jnp.full(len(judged), t)
+                xt = degrade_batch(degradation, judged, t_B)
+                x0_hat = estimates(restorer, degradation, xt, t_B)
+                rmse = float(jnp.sqrt(jnp.mean(jnp.square(x0_hat - judged)))) / 2
+                yield Row(f"{what}, {name}: RMSE of photographs in [0, 1], t = {t:g}", rmse, "")
+        for name, one in clock(calls, rounds).items():
+            yield one.row(f"{what}, {name}: R around a stub, {few} images")
+
+
 GROUPS = {
     "chain": chain,
     "one_cost": one_cost,
@@ -443,6 +502,7 @@ GROUPS = {
     "first_step": first_step,
     "devices": devices,
     "around_the_step": around_the_step,
+    "large": large,
 }
 
 

@@ -35,6 +35,7 @@ FIELDS = {
     "model.attention": ["(5,)", "(-1,)"],
     "model.dtype": ["float8", "int32", "''"],
     "model.precondition_floor": ["0", "-1", "inf", "nan", "low"],
+    "model.stationary": ["True", "maybe"],  # this blur's ends reflect
     "model.class_conditional": ["maybe"],
     "train.steps": ["0", "-1", "1.5", "many"],
     "train.batch_size": ["0", "-2", "3", "2.5", "all", "1000000000"],

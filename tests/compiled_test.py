@@ -39,3 +39,20 @@ def test_the_folder_is_ours_unless_jax_was_told_another(tmp_path, monkeypatch, s
     jax.config.update("jax_compilation_cache_dir", "elsewhere")
     commands._keep_compiled()
     assert jax.config.jax_compilation_cache_dir == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "expected"),
+    [
+        ((0, 10, 2), "", "--xla_cpu_experimental_ynn_fusion_type="),
+        ((0, 10, 2), "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type="),
+        ((0, 10, 2), *2 * ["--xla_cpu_experimental_ynn_fusion_type=all"]),  # the user's word
+        ((0, 9, 1), "--a=1", "--a=1"),
+        ((99, 0, 0), "--a=1", "--a=1"),
+    ],
+)
+def test_xla_is_told_only_flags_that_it_knows(version, given, expected, monkeypatch):
+    monkeypatch.setattr(jax.version, "__version_info__", version)
+    monkeypatch.setenv("XLA_FLAGS", given)
+    commands._set_xla_flags()
+    assert os.environ["XLA_FLAGS"] == expected

@@ -1,7 +1,8 @@
 """The restorer fitted to a degradation, and a network on top of it.
 
 Oracles: EDM's c_skip, c_out and c_in; and the formula of the optimal linear restorer with the
-whole covariance and D's Jacobian (numpy.kron, jax.jacobian, scipy.linalg), at every level.
+whole covariance and D's Jacobian (numpy.kron, jax.jacobian, scipy.linalg), at every level. What
+makes a covariance stationary: its mean over all shifts, and the variances of scipy's DCT.
 """
 
 import functools
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import best_linear
-from scipy import linalg
+from scipy import fft, linalg
 
 from diffjax import restorers, wiener
 from diffjax.degradations.base import Degradation, LinearMap, degrade
@@ -153,25 +154,49 @@ def jacobians_of(degradation, t):
     return jax.jacobian(degrade, argnums=(1, 3))(degradation, zeros, t, zeros)
 
 
-def optimal(degradation, moments, xt, t):
+def over_all_shifts(covariance):
+    """Its mean where it wanders along a circle."""
+    size = range(len(covariance))
+    return np.mean([np.roll(covariance, (shift, shift), axis=(0, 1)) for shift in size], axis=0)
+
+
+def of_cosines(covariance):
+    """Its cosines made uncorrelated."""
+    spectral = fft.dctn(covariance, norm="ortho")
+    return fft.idctn(np.diag(np.diag(spectral)), norm="ortho")
+
+
+# What becomes of the covariance along rows and columns where it is taken as stationary.
+STATIONARY = {"blur": over_all_shifts, "heat": of_cosines, "noise": of_cosines}
+
+
+def optimal(degradation, covariances, moments, xt, t):
     """(L_t(xt), P_t, C_t, A_t mu) in float64, from the whole covariance."""
     jacobians = jacobians_of(degradation, t)
     matrix, noise = (np.asarray(leaf, np.float64).reshape(SIZE, SIZE) for leaf in jacobians)
-    whole = functools.reduce(np.kron, wiener.covariances(moments))
+    whole = functools.reduce(np.kron, covariances)
     mean, unsure = moments.mean.reshape(-1), noise @ noise.T + FLOOR**2 * np.eye(SIZE)
     x0_hat, posterior, seen = best_linear(mean, whole, matrix, unsure, xt)
     return x0_hat.reshape(SHAPE), posterior, seen, matrix @ mean
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_restorer_is_optimal_at_every_level(family):
+@pytest.mark.parametrize(
+    ("family", "stationary"),
+    [(family, False) for family in FAMILIES] + [(family, True) for family in STATIONARY],
+)
+def test_restorer_is_optimal_at_every_level(family, stationary):
     degradation, levels = FAMILIES[family]
     moments = some_moments()
-    restorer = fit(degradation, moments, levels=levels, floor=FLOOR)
+    rows, cols, colors = wiener.covariances(moments)
+    if stationary:
+        rows, cols = map(STATIONARY[family], (rows, cols))
+    restorer = fit(degradation, moments, levels=levels, floor=FLOOR, stationary=stationary)
     xt = jnp.asarray(np.random.default_rng(3).uniform(-1, 1, SHAPE), jnp.float32)
     ts = np.arange(1, levels + 1) / levels if levels else [0.013, 0.5, 0.97, 1.0]
     for t in map(jnp.float32, ts):
-        expected, posterior, covariance, mean_t = optimal(degradation, moments, xt, t)
+        expected, posterior, covariance, mean_t = optimal(
+            degradation, (rows, cols, colors), moments, xt, t
+        )
         x0_hat, error = estimate(restorer, degradation, xt, t)
         np.testing.assert_allclose(x0_hat, expected, atol=2e-3)
         np.testing.assert_allclose(error, np.sqrt(np.trace(posterior) / SIZE), rtol=1e-3)
@@ -271,6 +296,23 @@ def test_any_function_will_do_that_returns_five():
         x0_hat, error = wiener.estimate(restorer, linear_fn, xt, jnp.float32(t))
         np.testing.assert_allclose(x0_hat.reshape(-1), expected, atol=2e-3)
         np.testing.assert_allclose(error, np.sqrt(np.trace(posterior) / SIZE), rtol=1e-3)
+
+
+def test_a_stationary_restorer_keeps_one_table_of_numbers():
+    blur, levels = gaussian_blur((16, 16, 3), stds=(1,) * 50, kernel_size=3), 50
+    restorer = fit(blur, some_moments((16, 16, 3)), levels=levels, stationary=True)
+    held = sum(leaf.size for leaf in restorer.factors.rows)
+    assert held == (levels + 1) * 16 + 3 * 16**2
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "symmetric", "circular"])
+def test_a_stationary_restorer_needs_a_basis_that_does_not_change(boundary):
+    blur = gaussian_blur(SHAPE, stds=(0.4, 0.5), kernel_size=3, boundary=boundary)
+    if boundary == "reflect":
+        with pytest.raises(ValueError, match="diagonal in the DCT-II or the Fourier basis"):
+            fit(blur, some_moments(), levels=2, stationary=True)
+    else:
+        chex.assert_tree_all_finite(fit(blur, some_moments(), levels=2, stationary=True))
 
 
 def test_wrong_arguments_raise():

@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.class_conditional = False  # give the network the labels
     # Wrap the network with the Wiener restorer; None: wherever one is known and x0 predicted.
     model.precondition = placeholder(bool)
+    model.stationary = False  # a coarser Wiener restorer, in a fraction of the memory
     # Error of xt that the Wiener restorer reckons with, beside train.perturbation.
     model.precondition_floor = 1e-3
 

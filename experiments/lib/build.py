@@ -37,7 +37,8 @@ from experiments.lib.commands import UsageError
 from experiments.lib.config import STEPS, get, is_own
 
 _BANK = 1024  # images that animorph chooses its other end from
-_OURS = ("network", "class_conditional", "precondition", "precondition_floor")  # of config.model
+# Of config.model; the others are the network's.
+_OURS = ("network", "class_conditional", "precondition", "precondition_floor", "stationary")
 
 
 def _of(model_class: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,7 +332,7 @@ def build(
             f"config.model.class_conditional: {config.data.name} has no labels; set it False"
         )
     _check_perturbation(config, degradation)
-    preconditioned = _preconditioned(config, degradation)
+    preconditioned = _preconditioned(config, degradation, source.image_shape)
     init_fn, apply_fn = _network(config, source.image_shape, preconditioned, num_classes, roots)
     experiment = Experiment(
         config=config,
@@ -345,7 +346,7 @@ def build(
     return experiment, source
 
 
-def _preconditioned(config, degradation) -> bool:
+def _preconditioned(config, degradation, image_shape) -> bool:
     """Whether the network is wrapped: by default wherever the Wiener restorer is known."""
     answers_x0 = config.train.prediction == "x0" or (
         config.train.prediction == "previous" and not base.has_coefficients(degradation)
@@ -358,7 +359,17 @@ def _preconditioned(config, degradation) -> bool:
             "config.model.precondition needs a linear degradation, its noise white, and "
             f"train.prediction x0; got {config.degradation.family} and {config.train.prediction}"
         )
-    return possible if config.model.precondition is None else config.model.precondition
+    wrapped = possible if config.model.precondition is None else config.model.precondition
+    if config.model.stationary and not wrapped:
+        raise UsageError("config.model.stationary is of model.precondition, which is off here")
+    if config.model.stationary:
+        _, _, rows, cols, _ = restorers.linear_fn(degradation)(jnp.ones(()))
+        try:
+            for size, matrix in zip(image_shape, (rows, cols), strict=False):
+                wiener.stationary_factor(np.eye(size), matrix)
+        except ValueError as error:
+            raise UsageError(f"config.model.stationary: {error}") from error
+    return wrapped
 
 
 def total_floor(config: ml_collections.ConfigDict) -> float:
@@ -410,6 +421,7 @@ def fit_wiener(experiment: Experiment, source: data.Source) -> wiener.WienerRest
         measure(source),
         levels=(experiment.levels or 100) if tabulated else None,
         floor=total_floor(experiment.config),
+        stationary=experiment.config.model.stationary,
     )
 
 
