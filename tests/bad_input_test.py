@@ -200,7 +200,9 @@ COMMANDS = [
         ["--workdir={t}", "--input={f}", "--output={t}/o", "--severity=nan"],
         "--severity",
     ),
-    ("compare", [], "--output"),
+    ("compare", [], "--study"),
+    ("compare", ["--study={f}"], "--output"),
+    ("compare", ["--study={f}", "{t}"], "--study"),
     ("compare", ["--output={t}/o", "--study=none"], "--study"),
     ("compare", ["--output={t}/o", "--seeds=0"], "--seeds"),
 ]

@@ -2,8 +2,8 @@
 
 The rules are functions of {path: source}, README.md among them, so that each is tried on a small
 wrong house as well. A new file needs its word in the picture under "## Layers" of README.md, and
-nothing here. experiments/configs and experiments/lib are left out of the picture: they lie, in
-this order, between the commands and the library.
+nothing here. experiments/studies, lib and configs are left out of the picture: they lie, from top
+to bottom, between the commands and the library.
 """
 
 import ast
@@ -25,7 +25,7 @@ PLACES = {
     "ground": "diffjax/",
     "devices, data": "diffjax/",
 }
-UNDRAWN = ("experiments/lib/", "experiments/configs/")
+UNDRAWN = ("experiments/studies/", "experiments/lib/", "experiments/configs/")
 
 # Ground and degradations lift out.
 LIFTED_MAY_IMPORT = {"jax", "numpy", "chex"}
@@ -69,7 +69,7 @@ def picture(readme):
 
 
 def levels(house):
-    """{path: how far below the top}, with experiments/configs and lib below the commands."""
+    """{path: how far below the top}, with studies, lib and configs below the commands."""
     drawn = [paths for _, paths in picture(house["README.md"])]
     undrawn = [[path for path in house if path.startswith(folder)] for folder in UNDRAWN]
     return {

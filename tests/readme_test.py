@@ -96,7 +96,7 @@ def over_seeds(values):
 
 def test_losses():
     for variant, one in result("losses")["results"].items():
-        values = [one["rmse"][-1], one["rmse1"][-1], one["ssim1"][-1], one["frechet"]]
+        values = [one["rmse"][-1], one["rmse1"][-1], one["ssim1"][-1], one["Frechet, pixels"]]
         assert f"| {variant} | {' | '.join(map(over_seeds, values))} |" in README
 
 

@@ -129,7 +129,7 @@ def claim(
         here, there = flatten(wanted), _defaults() | flatten(held)
         for field in sorted(there.keys() | here.keys()):
             old, new = there.get(field), here.get(field)
-            if old != new and not field.startswith(_MAY_CHANGE):
+            if old != new and not field.startswith(MAY_CHANGE):
                 raise UsageError(
                     f"{workdir} holds another experiment: config.{field} is {old!r} there and "
                     f"{new!r} here; choose another --workdir"
@@ -154,7 +154,7 @@ def claim(
         files.write_json(path, wanted)
 
 
-_MAY_CHANGE = ("run.", "parallel", "shard_optimizer", "debug_nans", "data.directory")
+MAY_CHANGE = ("run.", "parallel", "shard_optimizer", "debug_nans", "data.directory")
 
 
 def check_same_data(
