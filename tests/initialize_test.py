@@ -113,3 +113,11 @@ def test_a_law_of_its_own_is_left_to_flax():
     for name, leaf in flax.items():
         same = np.allclose(ours[name], leaf, rtol=1e-6)
         assert same == ("Dense_1']['kernel" not in name), name
+
+
+def test_shapes_are_told_without_memory_for_them():
+    model = unet.UNet(channels=1, width=8, multipliers=(10**5,))
+    shapes = jax.eval_shape(lambda key: initialize.init(model, key, SHAPE), jax.random.key(0))
+    # A kernel of 3x3 among 800,000 features takes 23 TB, and most begin at zero.
+    found = shapes["params"]["ResidualBlock_0"]["Conv_1"]["kernel"]
+    assert found.shape == (3, 3, 800_000, 800_000)

@@ -53,7 +53,8 @@ def init(model: nn.Module, key: Array, shape: Sequence[int]) -> Any:
         module: Any = modules.get(tuple(names))
         law = getattr(module, f"{name}_init", None)
         if law in (nn.initializers.zeros, nn.initializers.ones):
-            values[path] = np.full(leaf.shape, law is nn.initializers.ones, leaf.dtype)
+            one = np.asarray(law is nn.initializers.ones, leaf.dtype)
+            values[path] = np.broadcast_to(one, leaf.shape)  # where shapes are asked for: no memory
         elif law is nn.Dense.kernel_init:
             kernels.append((path, leaf, leaf.size / np.prod(module.features)))
         else:

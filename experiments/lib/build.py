@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -32,7 +31,7 @@ from diffjax.degradations import base
 from diffjax.degradations.families import FAMILIES
 from diffjax.images import cover
 from diffjax.models import dit, initialize, unet
-from experiments.lib import own
+from experiments.lib import feasible, own
 from experiments.lib.commands import UsageError
 from experiments.lib.config import STEPS, get, is_own
 
@@ -166,26 +165,6 @@ def _objective(config, degradation, network_fn, num_classes) -> restorers.Object
     if train.loss in ("huber", "pseudo_huber"):
         name = "delta" if train.loss == "huber" else "c"
         loss_fn = functools.partial(loss_fn, **{name: train.loss_delta})
-    if train.weighting is not None and train.loss not in ("l1", "l2"):
-        raise UsageError("config.train.weighting needs train.loss to be l1 or l2")
-    needs = train.prediction not in ("x0", "previous") or train.weighting is not None
-    if needs and not base.has_coefficients(degradation):
-        raise UsageError(
-            f"config.train.prediction {train.prediction!r} and weighting {train.weighting!r} need "
-            f"x_t = alpha x0 + sigma omega, which {config.degradation.family} is not: choose x0, "
-            "no weighting"
-        )
-    if (
-        train.prediction in ("noise", "score")
-        and float(base.coefficients(degradation, 1.0)[0]) == 0
-    ):
-        raise UsageError(
-            f"config.train.prediction {train.prediction!r} cannot tell x0 at t = 1, where "
-            f"config.degradation ({config.degradation.family}) leaves nothing of it (alpha = 0): "
-            "choose prediction v or x0, or a degradation.schedule that ends above 0"
-        )
-    if train.prediction == "previous" and train.levels is None and degradation.steps is None:
-        raise UsageError("config.train.levels must be given: 'previous' is one level milder")
     return restorers.Objective(
         network_fn=network_fn,
         prediction=train.prediction,
@@ -235,56 +214,8 @@ def _network(config, image_shape, preconditioned, num_classes, roots) -> tuple[C
             names = {parameter.name for parameter in known}
             settings = {name: value for name, value in settings.items() if name in names}
     channels_in = 2 * channels if preconditioned else channels
-    try:
-        init_fn, apply_fn = network_fn(image_shape, channels_in, channels, num_classes, **settings)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"config.model ({config.model.network}): {error}") from error
-    params = _check_network(config, image_shape, channels_in, num_classes, init_fn, apply_fn)
-    _check_memory(config, image_shape, params)
-    return init_fn, apply_fn
-
-
-def _check_memory(config, image_shape, params) -> None:
-    """Raises UsageError where not even the smallest of what must be held fits this machine."""
-    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    height, width, channels = image_shape
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    for field, floats in (
-        ("model.width", 4 * count),  # the parameters, their average, two moments of Adam
-        ("train.batch_size", config.train.batch_size * height * width * channels),
-        ("train.levels", (config.train.levels or 0) * 3 * (height**2 + width**2 + channels**2)),
-    ):
-        if 4 * floats > held:
-            raise UsageError(
-                f"config.{field} = {get(config, field):,} needs {4 * floats / 2**30:,.0f} GiB at "
-                f"least, and this machine has {held / 2**30:,.0f}"
-            )
-
-
-def _check_network(config, image_shape, channels_in, num_classes, init_fn, apply_fn) -> Any:
-    """The parameters' shapes; raises UsageError where the network answers something else."""
-    label = None if num_classes is None else jax.ShapeDtypeStruct((), jnp.int32)
-    xt = jax.ShapeDtypeStruct((*image_shape[:2], channels_in), jnp.float32)
-    t = jax.ShapeDtypeStruct((), jnp.float32)
-    field = f"config.model.network {config.model.network!r}"
-    try:
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        params = jax.eval_shape(init_fn, key)
-        output = jax.eval_shape(apply_fn, params, xt, t, label)
-    except MemoryError as error:
-        raise UsageError(
-            f"config.model.width = {config.model.width:,} is too much for this machine: {error}"
-        ) from error
-    except Exception as error:  # a user's network may raise anything
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UsageError(
-            f"{field} fails on an image {list(xt.shape)}: {type(error).__name__}: {reason}"
-        ) from error
-    if output.shape != tuple(image_shape):
-        raise UsageError(
-            f"{field} must answer one image {list(image_shape)}; it answers {list(output.shape)}"
-        )
-    return params
+    feasible.check_network(config, network_fn, settings, image_shape, channels_in, num_classes)
+    return network_fn(image_shape, channels_in, channels, num_classes, **settings)
 
 
 def describe_network(experiment: Experiment) -> dict[str, Any]:
@@ -331,7 +262,9 @@ def build(
         raise UsageError(
             f"config.model.class_conditional: {config.data.name} has no labels; set it False"
         )
-    _check_perturbation(config, degradation)
+    feasible.check_prediction(config, degradation)
+    feasible.check_perturbation(config, start_perturbation(config), own_noise(degradation))
+    feasible.check_data(config, source.image_shape)
     preconditioned = _preconditioned(config, degradation, source.image_shape)
     init_fn, apply_fn = _network(config, source.image_shape, preconditioned, num_classes, roots)
     experiment = Experiment(
@@ -388,27 +321,6 @@ def own_noise(degradation: base.Degradation) -> float:
     if degradation.linear_fn is None:
         return 0.0
     return float(restorers.linear_fn(degradation)(jnp.ones(()))[1])
-
-
-def _check_perturbation(config, degradation) -> None:
-    """Raises UsageError where the numbers of a generation contradict each other."""
-    q, p = config.train.perturbation, start_perturbation(config)
-    if q > 0 and config.train.prediction != "x0":
-        raise UsageError(
-            f"config.train.perturbation = {q:g} is for train.prediction x0; got "
-            f"{config.train.prediction!r}"
-        )
-    if p == 0:
-        return
-    noise, floor = own_noise(degradation), config.model.precondition_floor
-    numbers = (
-        f"config.prior.perturbation = {p:g}, train.perturbation = {q:g}, "
-        f"model.precondition_floor = {floor:g}"
-    )
-    if q == 0 and noise == 0:
-        raise UsageError(f"{numbers}: R never sees such noise; set train.perturbation")
-    if p > 1.5 * math.hypot(floor, q, noise):
-        raise UsageError(f"{numbers}: the first exceeds 1.5 times the others: it would grow")
 
 
 def fit_wiener(experiment: Experiment, source: data.Source) -> wiener.WienerRestorer | None:

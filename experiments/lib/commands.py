@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -197,6 +198,18 @@ def _help() -> None:
         print(f"  --{flag.name}: {flag.help}{default}")
         if flag.name == "config":
             print("  --config.FIELD=VALUE: any field of the config, see experiments/configs")
+
+
+@contextlib.contextmanager
+def told_if_slow(what: str, seconds: float = 10) -> Iterator[None]:
+    """Says on stderr what is going on, if it goes on for long."""
+    timer = threading.Timer(seconds, lambda: print(f"{what}; this takes long", file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

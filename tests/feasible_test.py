@@ -1,0 +1,56 @@
+"""What is too large for a machine, told before it is tried.
+
+Oracle: the same network, traced whole.
+"""
+
+import time
+
+import jax
+import pytest
+import script_runs
+from images_test import alarm as alarm
+
+from experiments.configs import default
+from experiments.lib import build, commands, feasible
+from experiments.lib.config import resolve
+
+
+@pytest.mark.parametrize(("network", "field"), [("unet", "blocks"), ("dit", "depth")])
+def test_many_blocks_are_counted_from_one_and_two(monkeypatch, network, field):
+    config = default.get_config()
+    config.model.update(network=network, width=8, multipliers=(1, 2))
+    config.model[field] = 5
+    monkeypatch.setattr(feasible, "_SOON_TRACED", 4)
+    told = []
+    monkeypatch.setattr(feasible, "check_fits", lambda what, floats: told.append((what, floats)))
+    experiment, _ = build.build(resolve(config), "train")
+    params = jax.eval_shape(experiment.initial_state).params
+    held = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert (f"config.model.{field} = 5", held) in told
+    assert told[-1][1] == held
+
+
+def test_a_million_blocks_are_refused_at_once(tmp_path, alarm):
+    for flags in (["model.blocks=1000000"], ["model.network=dit", "model.depth=1000000"]):
+        status, out, err = script_runs.call(
+            "train",
+            script_runs.CONFIG,
+            f"--workdir={tmp_path}/run",
+            *(f"--config.{flag}" for flag in flags),
+        )
+        assert (status, out) == (2, "")
+        (line,) = err.splitlines()
+        field = flags[-1].partition("=")[0]
+        assert line.startswith(f"error: config.{field} = 1,000,000 needs ")
+        assert "GiB at least, and this machine has " in line
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_takes_long_is_told(capsys):
+    with commands.told_if_slow("this is done", seconds=0.01):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "this is done; this takes long\n"
+    with commands.told_if_slow("this is done", seconds=0.2):
+        pass
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""
