@@ -2,19 +2,14 @@
 
 A workdir holds config.json, fitted/ (what was fitted before training), checkpoints/,
 metrics.jsonl, heldout.jsonl, tensorboard/, run.json (every start: see `provenance`), and what the
-commands draw or tabulate. A file "lock" is held by whoever trains there.
+commands draw or tabulate. Whoever trains there holds it, see `lock`.
 """
 
 import contextlib
-import datetime
-import fcntl
 import json
-import os
 import pathlib
 import shutil
-import socket
 import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -52,38 +47,6 @@ def known_roots(workdir: pathlib.Path) -> dict[str, str]:
     known = files.read_json(path, _RESTORE).get("own", {}) if path.exists() else {}
     own.check(known)
     return {name: found["root"] for name, found in known.items()}
-
-
-@contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other trainers out of a workdir, which is made if absent; until death at the latest.
-
-    Raises:
-      UsageError: naming who trains there already.
-    """
-    if jax.process_index():
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UsageError(
-                f"{workdir} is being trained in by {file.read().strip() or 'another process'}: "
-                "wait for its end, or choose another --workdir"
-            ) from error
-        except OSError as error:  # a disk that has no locks
-            print(f"warning: {workdir} cannot be locked: {error.strerror}", file=sys.stderr)
-        file.truncate(0)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
 
 
 def is_started(workdir: pathlib.Path) -> bool:
@@ -147,7 +110,7 @@ def claim(
         if moved and write and jax.process_index() == 0:
             held["data"]["directory"] = wanted["data"]["directory"]
             files.write_json(path, held)
-    elif workdir.exists() and {path.name for path in workdir.iterdir()} - {"lock"}:
+    elif workdir.exists() and {path.name for path in workdir.iterdir()} - {"lock", "owner"}:
         raise UsageError(f"{workdir} is not empty and holds no config.json: choose another one")
     elif write and jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,104 @@
+"""One trainer a workdir.
+
+By a lock of the operating system, which death releases. Some network disks have none; there the
+owner goes on writing a file, and one that nobody writes any more is a dead owner's.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import itertools
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+
+from experiments.lib.commands import UsageError
+
+BEAT, SILENCE = 5.0, 60.0  # seconds between two signs of life; without one for that long: dead
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainers out of a workdir, which is made if absent.
+
+    Raises:
+      UsageError: naming who trains there already.
+    """
+    if jax.process_index():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+    with (workdir / "lock").open("a+") as file:
+        with contextlib.nullcontext() if _locked(workdir, file) else _written(workdir, owner):
+            file.truncate(0)
+            file.write(f"{owner}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+
+def _locked(workdir: pathlib.Path, file) -> bool:
+    """Locks an open file until it is closed; whether its disk can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise _taken(workdir, file.read()) from error
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _written(workdir: pathlib.Path, owner: str) -> Iterator[None]:
+    """Goes on writing a file "owner", where nobody else does.
+
+    Who finds one waits whether it changes: so no two clocks are compared.
+    """
+    path = workdir / "owner"
+    with contextlib.suppress(FileNotFoundError):  # its writer has ended
+        seen, until = path.read_text(), time.monotonic() + SILENCE
+        print(f"waiting up to {SILENCE:g} s whether {path} is still written", file=sys.stderr)
+        while time.monotonic() < until:
+            time.sleep(BEAT)
+            if path.read_text() != seen:
+                raise _taken(workdir, seen.partition(",")[0])
+        path.unlink()
+    try:
+        path.open("x").close()
+    except FileExistsError as error:  # another was faster
+        raise _taken(workdir, "") from error
+    ended = threading.Event()
+
+    def write():
+        for count in itertools.count():
+            with contextlib.suppress(OSError):  # the network may come back
+                path.write_text(f"{owner}, sign of life {count}\n")
+            if ended.wait(BEAT):
+                break
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
+        path.unlink(missing_ok=True)
+
+
+def _taken(workdir: pathlib.Path, owner: str) -> UsageError:
+    return UsageError(
+        f"{workdir} is being trained in by {owner.strip() or 'another process'}: "
+        "wait for its end, or choose another --workdir"
+    )
