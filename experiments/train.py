@@ -31,6 +31,7 @@ from experiments.lib import (
     commands,
     files,
     hosts,
+    lock,
     pictures,
     preflight,
     provenance,
@@ -74,11 +75,11 @@ def main() -> int:
 
         def take():
             runs.claim(workdir, config, roots, fingerprint, write=False)
-            stack.enter_context(runs.lock(workdir))
+            stack.enter_context(lock.held(workdir))
             runs.claim(workdir, config, roots, fingerprint)
 
         hosts.first_on_one(take)
-        about = provenance.describe(config.seed, fingerprint)
+        about = provenance.describe(config, fingerprint)
         with told_if_full(workdir), provenance.recorded(workdir, about) as record:
             record["status"] = fit_and_train(experiment, source, workdir, init, roots)
     return record["status"]

@@ -86,6 +86,8 @@ def runs(tmp_path_factory):
         config = resolve(config)
         experiment, source = build.build(config, "train")
         workdirs.claim(root / name, config, {})
+        about = {"fingerprint": data.fingerprint(source)}
+        (root / name / "run.json").write_text(json.dumps({"starts": [about]}))
         workdirs.fit_or_load(experiment, source, root / name)
         manager = checkpoints.open_manager(root / name / "checkpoints")
         state = jax.eval_shape(experiment.initial_state)
@@ -301,6 +303,18 @@ def test_the_bad_are_named_and_the_good_restored(results):
         np.testing.assert_array_equal(
             pixels(written / f"{name}.png"), pixels(written / "gray.png"), err_msg=name
         )
+
+
+def test_the_folder_says_what_it_was_made_of(results):
+    root, _, _ = results
+    held = json.loads((root / "out" / "mixed" / "settings.json").read_text())
+    assert held["step"] == 0
+    assert held["command"][:3] == ["python", "-m", "experiments.restore"]
+    assert held["command"][-1] == f"--output={root / 'out' / 'mixed'}"
+    assert held["fingerprint"] == data.fingerprint(data.load("digits", "train"))
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True, capture_output=True)
+    assert held["commit"] == (asked.stdout.strip() or None)
+    assert held["restored"]["stack_0000"].keys() == {"image", "severity", "unexplained", "misfit"}
 
 
 def test_severities_are_those_trained_and_sizes_those_of_the_run(results):

@@ -1,22 +1,26 @@
-"""What lies in a workdir, whole, cut or wrong, and who holds it.
+"""What lies in a workdir, whole, cut or wrong, and what results say that they are made of.
 
-Oracles: the file as it was before it was cut; the lines of a log that was never interrupted; the
-operating system's own locks, asked by another file handle.
+Oracles: the file as it was before it was cut; the lines of a log that was never interrupted; git,
+the operating system and the installed packages themselves.
 """
 
+import importlib.metadata
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import script_runs
 
 from diffjax import data
 from experiments.configs import digits_deblur
-from experiments.lib import commands, files, judge, pictures, records, runs
+from experiments.lib import commands, files, judge, pictures, provenance, records, runs
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
@@ -196,44 +200,6 @@ def test_the_step_of_the_last_of_a_row_is_told_over_a_stop(tmp_path):
         assert log.skipped["culprit"] == 2
 
 
-# Who holds it
-
-
-def test_a_workdir_has_one_trainer(tmp_path):
-    workdir = tmp_path / "run"
-    with runs.lock(workdir):
-        with pytest.raises(
-            UsageError, match=f"process {os.getpid()} on .* since .*--workdir"
-        ) as raised:
-            with runs.lock(workdir):
-                pass
-        assert str(workdir) in str(raised.value)
-    with runs.lock(workdir):
-        pass
-
-
-def test_death_releases_a_workdir(tmp_path):
-    code = """
-import sys, pathlib
-from experiments.lib import runs
-manager = runs.lock(pathlib.Path(sys.argv[1]))
-manager.__enter__()
-print("held", flush=True)
-sys.stdin.read()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path], cwd=script_runs.ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as child:  # fmt: skip
-        assert child.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match=f"process {child.pid} "), runs.lock(tmp_path):
-            pass
-        child.kill()
-        child.wait()
-        with runs.lock(tmp_path):
-            pass
-
-
 # Streams and signals
 
 STARTS = """
@@ -330,12 +296,82 @@ def test_more_images_in_a_folder_are_those_of_one_call(trained, tmp_path, monkey
 # What results are made of, and where the data lies
 
 
+def git(*arguments, cwd=script_runs.ROOT):
+    """What git says; None where it fails."""
+    done = subprocess.run(["git", *arguments], cwd=cwd, text=True, capture_output=True)
+    return None if done.returncode else done.stdout
+
+
+def test_a_run_says_what_it_was(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    again = ("--config.train.steps=1", "--config.run.keep=7")
+    for options in (again, (*again, "--config.train.loss=l2")):  # the second one is refused
+        script_runs.train(workdir, *options)
+    first, second = json.loads((workdir / "run.json").read_text())["starts"]
+    assert first["command"] == [
+        *("python", "-m", "experiments.train", script_runs.CONFIG, *script_runs.TINY),
+        *(f"--workdir={trained}", "--config.train.steps=1"),
+    ]
+    assert second["command"][-2:] == list(again)
+    assert first["config"] == json.loads((workdir / "config.json").read_text())
+    assert (first["config"]["run"]["keep"], second["config"]["run"]["keep"]) == (2, 7)
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    for one in (first, second):
+        assert one["commit"] == ((git("rev-parse", "HEAD") or "").strip() or None)
+        assert one["diff"] == git("diff", "HEAD")
+        status = git("status", "--porcelain")
+        assert one["dirty"] == (None if status is None else status != "")
+        python = ".".join(map(str, sys.version_info[:3]))
+        versions = {name: importlib.metadata.version(name) for name in packages}
+        assert one["versions"] == {"python": python} | versions
+        assert one["devices"] == [device.device_kind for device in jax.devices()]
+        assert (one["hosts"], one["host"], one["seed"]) == (1, socket.gethostname(), 0)
+        assert one["fingerprint"] == data.fingerprint(data.load("digits", "train"))
+        assert one["start"] <= one["end"]
+        assert (one["seconds"] >= 0, one["status"]) == (True, 0)
+    assert first["end"] <= second["start"]
+
+
+def test_the_entry_is_there_before_the_first_step_and_says_how_it_ended(tmp_path):
+    path = tmp_path / "run.json"
+
+    def first_step():
+        assert json.loads(path.read_text()) == {"starts": [{"seed": 3}]}
+        raise KeyError("what failed")
+
+    with pytest.raises(KeyError), provenance.recorded(tmp_path, {"seed": 3}):
+        first_step()
+    (entry,) = json.loads(path.read_text())["starts"]
+    assert entry["error"] == "KeyError: 'what failed'"
+    assert entry.keys() == {"seed", "error", "end", "seconds"}
+
+
+def test_what_is_not_committed_is_what_git_applies(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    assert provenance.commit(here) == {"commit": None, "dirty": None}
+    assert provenance.uncommitted(here) is None
+    git("init", cwd=here)
+    (here / "code.py").write_bytes(b"one\r\ntwo\n")
+    git("add", ".", cwd=here)
+    who = ("-c", "user.name=me", "-c", "user.email=me@here")
+    git(*who, "commit", "-m", "first", cwd=here)
+    head = git("rev-parse", "HEAD", cwd=here).strip()
+    assert provenance.commit(here) == {"commit": head, "dirty": False}
+    assert provenance.uncommitted(here) == ""
+    git("clone", here, there, cwd=tmp_path)
+    (here / "code.py").write_bytes(b"one\r\nthree \xe4\n")
+    assert provenance.commit(here) == {"commit": head, "dirty": True}
+    text = provenance.uncommitted(here / ".")
+    (tmp_path / "patch").write_bytes(text.encode(errors="surrogateescape"))
+    assert git("apply", tmp_path / "patch", cwd=there) == ""
+    assert (there / "code.py").read_bytes() == b"one\r\nthree \xe4\n"
+
+
 def check_provenance(report, script, record):
     """Oracles: git itself; what the run's own record says of its data."""
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=script_runs.ROOT, text=True, capture_output=True
-    )
-    assert report["commit"] == (asked.stdout.strip() or None)
+    assert report["commit"] == ((git("rev-parse", "HEAD") or "").strip() or None)
     assert report["step"] == 1
     assert report["command"][:3] == ["python", "-m", f"experiments.{script}"]
     assert any(one.startswith("--workdir=") for one in report["command"])

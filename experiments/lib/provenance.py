@@ -1,13 +1,14 @@
 """run.json: what each start of a training was made of, for whoever asks later.
 
-A list, one entry a start: the command line, the code's commit, versions, devices, host, seed,
-the data's fingerprint, when it began and ended, how, and how long it took. Written before the
-first step.
+A list, one entry a start: the command line, the config, the code's commit and what of it was not
+committed, versions, devices, host, seed, the data's fingerprint, when it began and ended, how, and
+how long it took. Written before the first step.
 """
 
 import contextlib
 import datetime
 import importlib.metadata
+import json
 import pathlib
 import platform
 import socket
@@ -18,49 +19,61 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import ml_collections
 
 from experiments.lib import files
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+_CODE = pathlib.Path(__file__).parent
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> str | None:
+    """What git says in a folder; None where there is no git, or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="surrogateescape")
+
+
 def commit(folder: pathlib.Path) -> dict[str, Any]:
     """{"commit", "dirty"} of the repository that a folder lies in; both None where in none."""
-
-    def git(*arguments):
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
+    head, changed = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    if head is None or changed is None:
         return {"commit": None, "dirty": None}
+    return {"commit": head.strip(), "dirty": bool(changed)}
+
+
+def uncommitted(folder: pathlib.Path) -> str | None:
+    """What `git apply` makes the working tree of, but for files that git does not know."""
+    return _git(folder, "diff", "HEAD", "--no-ext-diff", "--no-color")
 
 
 def brief(fingerprint: str | None) -> dict[str, Any]:
     """What a result is made of: for the files that say one. fingerprint: of the training data."""
     return {
         "command": ["python", "-m", f"experiments.{pathlib.Path(sys.argv[0]).stem}", *sys.argv[1:]],
-        **commit(pathlib.Path(__file__).parent),
+        **commit(_CODE),
         "fingerprint": fingerprint,
     }
 
 
-def describe(seed: int, fingerprint: str) -> dict[str, Any]:
+def describe(config: ml_collections.ConfigDict, fingerprint: str) -> dict[str, Any]:
     """What this process runs, and on what."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         **brief(fingerprint),
+        "diff": uncommitted(_CODE),
+        "config": json.loads(config.to_json()),
         "versions": {"python": platform.python_version()} | versions,
         "devices": [device.device_kind for device in jax.devices()],
         "hosts": jax.process_count(),
         "host": socket.gethostname(),
-        "seed": seed,
+        "seed": config.seed,
         "start": _now(),
     }
 
