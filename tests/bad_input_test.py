@@ -5,10 +5,12 @@ Oracle: the field that each case names, which the message must hold; the folder 
 
 import sys
 
+import numpy as np
 import pytest
 import script_runs
+from images_test import BAD_FILES, GRAY, png
 
-from experiments.lib import build, runs
+from experiments.lib import build, lock
 from experiments.lib.commands import UsageError
 
 DEFAULT = """
@@ -30,8 +32,8 @@ FIELDS = {
     "degradation.stds": ["(0,)", "(-1.0,)", "()"],
     "model.network": ["mlp", "''", "nowhere:make"],
     "model.width": ["0", "-8", "12", "8.5", "wide", "None", "80000"],
-    "model.multipliers": ["()", "(0,)", "(1, -1)", "None"],
-    "model.blocks": ["0", "-1", "two"],
+    "model.multipliers": ["()", "(0,)", "(1, -1)", "None", "(1000000,)"],
+    "model.blocks": ["0", "-1", "two", "1000000"],
     "model.attention": ["(5,)", "(-1,)"],
     "model.dtype": ["float8", "int32", "''"],
     "model.precondition_floor": ["0", "-1", "inf", "nan", "low"],
@@ -91,7 +93,7 @@ def test_the_table_is_as_long_as_it_should_be():
 @pytest.mark.parametrize(("field", "value"), CASES)
 def test_a_bad_config(tmp_path, monkeypatch, field, value):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "lock", refuse_to_train)
+    monkeypatch.setattr(lock, "held", refuse_to_train)
     workdir = tmp_path / "run"
     status, out, err = script_runs.call(
         "train", script_runs.CONFIG, f"--workdir={workdir}", f"--config.{field}={value}"
@@ -162,6 +164,50 @@ def test_none_unsets_a_field(tmp_path, monkeypatch):
     assert fields == (None,) * 5
 
 
+GOOD, FOLDER = np.zeros((4, 8, 8, 1), np.uint8), {"a.png": png(GRAY), "b.png": png(GRAY)}
+OBJECTS = np.array([{"a": 1}], dtype=object)  # numpy pickles them
+ARRAYS = {
+    "absent": {},
+    "one split": {"train.npy": GOOD},
+    "nonsense": {"train.npy": b"nonsense", "test.npy": GOOD},
+    "objects": {"train.npy": OBJECTS, "test.npy": GOOD},
+    "integers": {"train.npy": GOOD.astype(int), "test.npy": GOOD},
+    "out of range": {"train.npy": GOOD + np.float32(255), "test.npy": GOOD},
+    "not finite": {"train.npy": GOOD * np.float32(np.nan), "test.npy": GOOD},
+    "no batch": {"train.npy": GOOD[0], "test.npy": GOOD},
+    "another size": {"train.npy": GOOD, "test.npy": GOOD[:, 1:]},
+    "labels": {"train.npz": {"image": GOOD, "label": [0, 1, -1, 2]}, "test.npy": GOOD},
+}
+FOLDERS = {name: FOLDER | {name: BAD_FILES[name][0]} for name in BAD_FILES if ".npy" not in name}
+DATA = [("arrays", name, ARRAYS[name]) for name in ARRAYS]
+DATA += [("folder", name, FOLDERS[name]) for name in FOLDERS]
+
+
+@pytest.mark.parametrize(("kind", "name", "held"), DATA, ids=[name for _, name, _ in DATA])
+def test_bad_data(tmp_path, kind, name, held):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path, content in held.items():
+        if isinstance(content, bytes):
+            (folder / path).write_bytes(content)
+        elif isinstance(content, dict):
+            np.savez(folder / path, **content)
+        else:
+            np.save(folder / path, content)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    flags = [f"--config.data.name={kind}", f"--config.data.directory={folder}"]
+    status, out, err = script_runs.call(
+        "train", script_runs.CONFIG, f"--workdir={tmp_path}/run", *flags
+    )
+    lines = err.splitlines()
+    assert (status, out) == (2, "")
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert str(folder / name if kind == "folder" else folder) in lines[0], err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 # (command, arguments, what the line must hold); {t} is an empty folder, {f} a file
 COMMANDS = [
     ("train", [], "--config"),
@@ -205,6 +251,13 @@ COMMANDS = [
     ("compare", ["--study={f}", "{t}"], "--study"),
     ("compare", ["--output={t}/o", "--study=none"], "--study"),
     ("compare", ["--output={t}/o", "--seeds=0"], "--seeds"),
+    ("report", ["--output={t}/o"], "--study"),
+    ("report", ["--output={t}/o", "--study=generation", "--num=1"], "--num"),
+    ("strips", [], "--output"),
+    ("strips", ["--output={f}"], "{f}"),
+    ("strips", ["--output={t}/o", "--columns=1"], "--columns"),
+    ("export", ["--workdir={t}", "--output={t}/o"], "{t} holds no config.json"),
+    ("benchmark", ["--output={t}/o", "--only=nothing"], "--only"),
 ]
 
 
