@@ -159,15 +159,10 @@ NETWORKS = {  # on 32x32x1, that of the MNIST tasks first
     "DiT on patches of 4": dit.DiT(channels=1, patch=4, width=128, depth=4, heads=4),
 }
 TRAIN_BATCH, PRODUCT = 64, 4096
-NO_FUSIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}  # of XLA's with YNNPACK
 
 
-def create_step(model, params, x0, options: dict[str, str]) -> tuple[Callable, float]:
-    """One whole training step of diffjax on MNIST's blur, and its multiply-adds times two.
-
-    Raises:
-      jax.errors.JaxRuntimeError: if XLA knows no such options.
-    """
+def create_step(model, params, x0) -> tuple[Callable, float]:
+    """One whole training step of diffjax on MNIST's blur, and its multiply-adds times two."""
     stds = (7.0,) * 20
     problem = restorers.Problem(gaussian_blur(x0.shape[1:], stds=stds, kernel_size=11))
     optimizer = training.create_optimizer(1e-3, clip_norm=1.0)
@@ -180,7 +175,7 @@ def create_step(model, params, x0, options: dict[str, str]) -> tuple[Callable, f
     batch = {"image": x0, "position": np.arange(len(x0), dtype=np.int32)}
     state = training.create_state(params, optimizer)
     key = jax.random.key(0)
-    compiled = jax.jit(step).lower(state, batch, key, problem).compile(options)
+    compiled = jax.jit(step).lower(state, batch, key, problem).compile()
     return lambda: compiled(state, batch, key, problem), compiled.cost_analysis()["flops"]
 
 
@@ -201,10 +196,8 @@ def train(rounds: int) -> Iterator[Row]:
     yield pipeline.row(f"a batch of {TRAIN_BATCH} of 60,000 images 32x32x1 in memory")
     for name, model in NETWORKS.items():
         params = initialize.init(model, jax.random.key(0), x0.shape[1:])
-        step, flops = create_step(model, params, x0, {})
-        calls, other = {"diffjax": step}, "diffjax, no YNNPACK fusions"
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            calls[other], _ = create_step(model, params, x0, NO_FUSIONS)
+        step, flops = create_step(model, params, x0)
+        calls = {"diffjax": step}
         if not missing("torch"):
             calls |= opponents.twin_steps(model, params, x0, 0.5 * x0, t)
         times = clock(calls, rounds)
@@ -216,9 +209,6 @@ def train(rounds: int) -> Iterator[Row]:
             f"{what}: diffjax over the making of its batch", ours / pipeline.median, at_least=20
         )
         yield Row(f"{what}: share of the product's rate", flops / ours / rate, "")
-        if other in times:
-            over = ours / times.pop(other).median
-            yield ratio(f"{what}: diffjax over {other}", over)
         if not times:
             yield skipped(f"{what}: PyTorch", "torch")
             continue
@@ -352,28 +342,36 @@ def first_step(rounds: int) -> Iterator[Row]:
     yield Row("the demo's first step and evaluate: peak memory", peak, "bytes")
 
 
-def devices(rounds: int) -> Iterator[Row]:
-    """The steps of a whole training with the CPU as one device and as two: digits at 32x32, the
-    network of the MNIST tasks.
-    """
+SETTINGS = {  # environment variables beside which the commands' own settings stand
+    "as the commands set it": {},
+    "two CPU devices": {"JAX_NUM_CPU_DEVICES": "2"},
+    "fusions with YNNPACK, XLA's own": {
+        "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+reduce"
+    },
+}
+
+
+def settings(rounds: int) -> Iterator[Row]:
+    """The steps of a whole training under each: digits at 32x32, the network of the MNIST tasks."""
     steps, every = 10 * (rounds + 2), 10
     run = ["experiments.train", "--config=experiments/configs/mnist_deblur.py"]
     run += ["--config.data.name=digits", f"--config.train.steps={steps}"]
-    medians = []
+    run += [f"--config.run.log_every={every}"]
+    medians = {}
     with tempfile.TemporaryDirectory() as folder:
-        for count in (1, 2):
-            workdir = pathlib.Path(folder, str(count))
-            cpu_seconds(
-                [*run, f"--config.run.log_every={every}", f"--workdir={workdir}"],
-                {"JAX_NUM_CPU_DEVICES": str(count)},
-            )
+        for name, variables in SETTINGS.items():
+            workdir = pathlib.Path(folder, name)
+            cpu_seconds([*run, f"--workdir={workdir}"], variables)
             lines = files.read_lines(workdir / "metrics.jsonl")[1:]  # the first one compiles
             for field, kind in (("seconds", "time"), ("cpu_seconds", "CPU time")):
                 ms = 1e3 * np.diff([line[field] for line in lines]) / every
                 one = Times(*map(float, np.quantile(ms, (0.5, 0.25, 0.75))))
-                yield one.row(f"training step, CPU as {count} devices: {kind}")
-                medians.append(one.median)
-    yield ratio("training step, one device over two: time", medians[0] / medians[2])
+                yield one.row(f"training step, {name}: {kind}")
+                medians[name, kind] = one.median
+    ours, *others = SETTINGS
+    for other in others:
+        over = medians[other, "time"] / medians[ours, "time"]
+        yield ratio(f"training step, {other} over {ours}: time", over)
 
 
 def save_call(rounds: int) -> Row:
@@ -500,7 +498,7 @@ GROUPS = {
     "train": train,
     "walks": walks,
     "first_step": first_step,
-    "devices": devices,
+    "settings": settings,
     "around_the_step": around_the_step,
     "large": large,
 }
