@@ -144,14 +144,14 @@ def fingerprint(source: Source) -> str:
 
 
 def batches(
-    source: Source, *, batch_size: int, seed: int, start: int = 0
+    source: Source, *, batch_size: int, seed: int, start: int = 0, shared: bool = True
 ) -> Iterator[dict[str, np.ndarray]]:
     """This host's share of the global batches of steps start, start + 1, ..., without end.
 
     Every epoch is shuffled anew; the order depends on the seed alone. "position" is
-    each example's index in the global batch.
+    each example's index in the global batch. shared=False: all of each batch, on any host.
     """
-    host, hosts = jax.process_index(), jax.process_count()
+    host, hosts = (jax.process_index(), jax.process_count()) if shared else (0, 1)
     position = np.arange(host, batch_size, hosts, dtype=np.int32)
 
     def share(step):

@@ -97,7 +97,7 @@ def _train(model: Classifier, train: data.Source) -> list[np.ndarray]:
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
-    batches = data.batches(train, batch_size=_BATCH, seed=0)
+    batches = data.batches(train, batch_size=_BATCH, seed=0, shared=False)
     for _ in tqdm.trange(_STEPS, desc="classifier", leave=False):
         batch = next(batches)
         params, state = step(params, state, batch["image"], batch["label"])

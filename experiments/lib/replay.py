@@ -24,12 +24,11 @@ def find(
     Args:
       experiment, source, problem: the run's.
       state: after updates that were skipped up to this step, which left all but its number alone.
-      step: the step; its batch is made anew, this host's share.
+      step: the step; its batch is made anew, all of it.
     """
     config = experiment.config
-    batch = next(
-        data.batches(source, batch_size=config.train.batch_size, seed=config.seed, start=step - 1)
-    )
+    size, seed = config.train.batch_size, config.seed
+    batch = next(data.batches(source, batch_size=size, seed=seed, start=step - 1, shared=False))
     step_fn = functools.partial(
         training.train_step,
         objective=experiment.objective,
