@@ -6,6 +6,7 @@ the process ends.
 """
 
 import contextlib
+import math
 import os
 import pathlib
 import warnings
@@ -16,20 +17,56 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 
+class _Manager(ocp.CheckpointManager):
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """What lies in a checkpoint, whole as it is; of one that is damaged, nothing."""
+        try:
+            return _metrics(super().metrics(step)["loss"])
+        except Exception:  # whatever a damaged file makes of the reader
+            return None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never. Whether to stop the trainer asks; JAX answers only to numbers without gaps."""
+        return False
+
+
+def _metrics(loss: float | None) -> dict[str, float] | None:
+    return {"loss": float(loss)} if loss is not None and math.isfinite(loss) else None
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
 def open_manager(directory: str | os.PathLike, *, keep: int | None = None) -> ocp.CheckpointManager:
-    """A manager of `directory`/<step> that keeps the newest `keep` checkpoints."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(os.path.abspath(directory), options=options)
+    """A manager of `directory`/<step> that keeps the newest `keep` checkpoints and the best.
+
+    The best one, its `best_step()`, was saved with the least loss; of equal ones, the newest. It
+    is None where none was saved with a loss.
+    """
+    newest = ocp.checkpoint_managers.LatestN(keep)
+    best = ocp.checkpoint_managers.BestN(
+        get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, best]),
+        best_fn=_loss,
+        best_mode="min",
+        enable_async_checkpointing=True,
+    )
+    return _Manager(os.path.abspath(directory), options=options)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Starts writing an unreplicated state; every host of a pod must call it, with the same state.
+def save(manager: ocp.CheckpointManager, step: int, state: Any, loss: float | None = None) -> None:
+    """Starts writing an unreplicated state; every host of a pod must call it, with the same.
 
-    What is written is the first host's copy.
+    What is written is the first host's copy, and the loss is in it: a checkpoint is there with its
+    loss or not at all. One that is not finite is no loss.
     """
     if manager.latest_step() != step:
         # As numpy: of a pod's hosts orbax refuses arrays that lie on one host's devices.
-        manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
+        args = ocp.args.StandardSave(jax.device_get(state))
+        manager.save(step, metrics=_metrics(loss), args=args)
 
 
 def load(

@@ -26,6 +26,9 @@ from diffjax.auditing.audit import Audit, audit
 from experiments.lib import build, commands, files, hosts, pictures, provenance, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEP = flags.DEFINE_string(
+    "step", None, "Of the checkpoint, or best, by its held-out loss; none: the latest."
+)
 _IMAGES = flags.DEFINE_integer("images", 256, "Held-out images to look at.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 300, "Updates to learn a few images in.", lower_bound=1)
 _DIRECTORY = flags.DEFINE_string(
@@ -127,7 +130,7 @@ def draw(path: pathlib.Path, verdict: str, curves: dict[str, list[float]]) -> No
 @hosts.joined()
 def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
-    run = runs.load_run(workdir, directory=_DIRECTORY.value)
+    run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     foretold = build.foretell(run.experiment, run.source)  # on all hosts
     if not hosts.is_first():
         return 0

@@ -36,7 +36,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _IMAGES = flags.DEFINE_integer(
     "images", None, "Held-out images; none: the config's.", lower_bound=1
 )
-_STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; none: the latest.", lower_bound=1)
+_STEP = flags.DEFINE_string(
+    "step", None, "Of the checkpoint, or best, by its held-out loss; none: the latest."
+)
 _GENERATED = flags.DEFINE_string("generated", None, "Folder of images from experiments.sample.")
 _DIRECTORY = flags.DEFINE_string(
     "config.data.directory", None, "Where the run's data lies now; none: where it lay."

@@ -20,6 +20,9 @@ from absl import flags
 from experiments.lib import build, commands, files, provenance, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEP = flags.DEFINE_string(
+    "step", None, "Of the checkpoint, or best, by its held-out loss; none: the latest."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the two files; made if absent.")
 _DIRECTORY = flags.DEFINE_string(
     "config.data.directory", None, "Where the run's data lies now; none: where it lay."
@@ -60,7 +63,7 @@ def about(run: runs.Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    run = runs.load_run(pathlib.Path(_WORKDIR.value), directory=_DIRECTORY.value)
+    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
     output = pathlib.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     held = io.BytesIO()

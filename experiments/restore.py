@@ -48,6 +48,9 @@ from experiments.lib import build, commands, files, fit, hosts, images, provenan
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEP = flags.DEFINE_string(
+    "step", None, "Of the checkpoint, or best, by its held-out loss; none: the latest."
+)
 _INPUT = flags.DEFINE_string("input", None, "An image, an array (.npy), or a folder of them.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the restored images; made if absent.")
 _SEVERITY = flags.DEFINE_float("severity", None, "In (0, 1]; none: estimated for each image.")
@@ -259,7 +262,7 @@ def main() -> int:
     if given is not None and not 0 < given <= 1:
         raise UsageError(f"--severity must lie in (0, 1]; got {given}")
     given = 1.0 if degrades and given is None else given
-    run = runs.load_run(pathlib.Path(_WORKDIR.value), directory=_DIRECTORY.value)
+    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
     if not hosts.is_first():
         return 0
     paths, output = images.find_inputs(pathlib.Path(_INPUT.value)), pathlib.Path(_OUTPUT.value)

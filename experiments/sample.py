@@ -25,6 +25,9 @@ from experiments.lib import build, commands, files, hosts, pictures, provenance,
 from experiments.lib.commands import UsageError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEP = flags.DEFINE_string(
+    "step", None, "Of the checkpoint, or best, by its held-out loss; none: the latest."
+)
 _COLUMNS = flags.DEFINE_integer("columns", 16, "Held-out images to restore.", lower_bound=1)
 _NUM = flags.DEFINE_integer("num", None, "Images to generate.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the images; none: workdir/generated.")
@@ -142,7 +145,7 @@ def main() -> int:
         if flag.value is not None and not math.isfinite(flag.value):
             raise UsageError(f"--{flag.name} must be finite; got {flag.value}")
     workdir = pathlib.Path(_WORKDIR.value)
-    run = runs.load_run(workdir, directory=_DIRECTORY.value)
+    run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     if _NUM.value is None:
         if not hosts.is_first():
             return 0

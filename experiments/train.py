@@ -233,13 +233,18 @@ def train(
                 log.write(step, last=last)
             looking = step % config.run.evaluate_every == 0 or last
             held = mode.unreplicate(state) if saving or looking else None
+            loss = None
             if looking and watching is not None:
-                log.show(*watching.look(step, held.ema_params))
+                line, *seen = watching.look(step, held.ema_params)
+                log.show(line, *seen)
+                loss = line["loss"]
             # Amid updates that are skipped the last good checkpoint must not be pushed out.
             if saving and (log.row == 0 or last or stopping):
                 log.keep(step, manager.all_steps())
                 log.flush()
-                checkpoints.save(manager, step, held)
+                # The first host looked, and all must keep the same; None becomes NaN, no loss.
+                loss = float(parallel.from_first_host(np.float32(loss)))
+                checkpoints.save(manager, step, held, loss)
                 due = last or stopping or time.monotonic() > drawn + PAUSE
                 if due and jax.process_index() == 0:
                     pictures.draw_curves(workdir)

@@ -1,4 +1,4 @@
-"""Oracles: the state that was saved, bit for bit; which steps stay follows from `keep`."""
+"""Oracles: the state that was saved, bit for bit; which steps stay follows from their losses."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from diffjax import checkpoints, parallel, training
 
@@ -58,6 +59,47 @@ def test_keeps_the_newest(tmp_path):
         older = checkpoints.load(manager, a_state(0), step=3)
     chex.assert_trees_all_equal(latest, a_state(4))
     chex.assert_trees_all_equal(older, a_state(3))
+
+
+def kept(directory, keep, losses):
+    """(steps that lie there, the best) after saving at each step with its loss."""
+    with opened(directory, keep=keep) as manager:
+        for step, loss in losses.items():
+            checkpoints.save(manager, step, on_host(a_state(step)), loss)
+    with opened(directory, keep=keep) as manager:
+        return sorted(int(path.name) for path in directory.iterdir()), manager.best_step()
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: float("nan"), 6: 1.5, 7: -float("inf")}
+    assert kept(tmp_path, 2, losses) == ([2, 6, 7], 2)
+    with opened(tmp_path) as manager:
+        chex.assert_trees_all_equal(checkpoints.load(manager, a_state(0), step=2), a_state(2))
+        chex.assert_trees_all_equal(checkpoints.load(manager, a_state(0)), a_state(7))
+    # Over a stop, and where the best one is among the newest; of equal ones the newest.
+    assert kept(tmp_path, 2, {8: 1.2}) == ([2, 7, 8], 2)
+    assert kept(tmp_path, 2, {9: 0.5, 10: 0.6}) == ([9, 10], 9)
+    assert kept(tmp_path, 1, {11: 0.5, 12: None}) == ([11, 12], 11)
+    assert kept(tmp_path / "none", 1, {1: None, 2: None}) == ([2], None)
+
+
+@pytest.mark.parametrize("text", ["", '{"loss": 0.', "\0" * 15, "{}", "[]", '{"loss": NaN}', None])
+def test_a_loss_that_is_damaged_is_never_the_best(tmp_path, text):
+    kept(tmp_path, 3, {1: 2.0, 2: 1.0})
+    path = tmp_path / "2" / "metrics" / "metrics"
+    assert path.exists()
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    assert kept(tmp_path, 1, {3: 3.0}) == ([1, 3], 1)
+
+
+def test_a_save_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
+    # JAX has one number a process, which is the training's.
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    kept(tmp_path, 2, {1: 1.0, 2: None})
+    assert not asked
 
 
 def test_a_step_is_saved_once(tmp_path):
@@ -158,7 +200,7 @@ def two_saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     with opened(folder) as manager:
         for step in (1, 2):
-            checkpoints.save(manager, step, on_host(a_state(step)))
+            checkpoints.save(manager, step, on_host(a_state(step)), 1 / step)
     return folder
 
 

@@ -328,7 +328,7 @@ for config in (digits_deblur, digits_blur_generation):
     experiment, _ = build.build(resolve(config.get_config()), "test")
     state = types.SimpleNamespace(step=0)
     run = types.SimpleNamespace(experiment=experiment, prior=(), state=state)
-    sample.runs.load_run = lambda workdir, directory, run=run: run
+    sample.runs.load_run = lambda workdir, step, directory, run=run: run
     sample.main()
 """
 

@@ -99,7 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.run = run = ml_collections.ConfigDict()  # may change when a run goes on
     run.log_every = 25  # steps
-    run.evaluate_every = 300  # steps, on a few held-out images
-    run.checkpoint_every = 500  # steps
-    run.keep = 2  # checkpoints
+    run.evaluate_every = 250  # steps, on a few held-out images
+    run.checkpoint_every = 500  # steps; of those looked at, the best is kept
+    run.keep = 2  # newest checkpoints, beside the best
     return config

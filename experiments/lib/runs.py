@@ -206,14 +206,13 @@ def read_config(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict[
 
 
 def load_run(
-    workdir: pathlib.Path, step: int | None = None, *, directory: str | None = None
+    workdir: pathlib.Path, step: str | None = None, *, directory: str | None = None
 ) -> Run:
-    """The run of a workdir, at the checkpoint of a step, or at its latest.
-
+    """The run of a workdir, at one of its checkpoints.
 
     Args:
       workdir: its folder.
-      step: of the checkpoint.
+      step: of the checkpoint, or "best", that of the least held-out loss; None: the latest.
       directory: where its data lies now; None: where it lay.
     Raises:
       UsageError: if nothing was trained there, or its data has gone or is another.
@@ -228,25 +227,43 @@ def load_run(
     state = load_state(workdir, jax.eval_shape(experiment.initial_state), step)
     fitted = load_fitted(workdir)
     if state is None or fitted is None:
-        which = "" if step is None else f" of step {step:,}"
+        which = "" if step is None else f" of step {step}"
         raise UsageError(f"{workdir} holds no whole checkpoint{which}: train there first")
     problem = build.problem(experiment, fitted["wiener"])
     return Run(experiment, source, state, problem, fitted["prior"], roots, trained_on)
 
 
-def load_state(workdir: pathlib.Path, template: Any = None, step: int | None = None) -> Any:
-    """The newest whole checkpoint of a workdir, or None; arguments as in `checkpoints.load`.
+def load_state(workdir: pathlib.Path, template: Any = None, step: str | None = None) -> Any:
+    """The newest whole checkpoint of a workdir, or that of a step, or None; see `load_run`.
 
     Raises:
-      UsageError: if it is of another network.
+      UsageError: if it is of another network, or there is no such step.
     """
     if not (workdir / "checkpoints").is_dir():
         return None
     with contextlib.closing(checkpoints.open_manager(workdir / "checkpoints")) as manager:
+        if not manager.all_steps():
+            return None
+        chosen = None if step is None else _chosen(workdir, manager, step)
         try:
-            return checkpoints.load(manager, template, step)
+            return checkpoints.load(manager, template, chosen)
         except ValueError as error:
             raise UsageError(f"{error}: config.model is not that of the run") from error
+
+
+def _chosen(workdir, manager, step: str) -> int:
+    held, best = manager.all_steps(), manager.best_step()
+    if step.isdecimal() and int(step) in held:
+        return int(step)
+    if step != "best":
+        known = ", ".join(map(str, held))
+        raise UsageError(f"--step must be best or one that {workdir} holds, {known}; got {step!r}")
+    if best is None:
+        raise UsageError(
+            f"--step=best: no checkpoint of {workdir} was saved where held-out images were looked "
+            "at; train with run.checkpoint_every a multiple of run.evaluate_every"
+        )
+    return best
 
 
 def averaged_params(path: str, experiment: build.Experiment) -> Any:
