@@ -348,6 +348,4 @@ def reached_sync_point(calls: int) -> bool:
       calls: how often this process has asked before: 0, 1, 2, ... It is true for one number
         alone, the same on all hosts.
     """
-    if jax.process_count() == 1:
-        return False
     return bool(multihost_utils.reached_preemption_sync_point(calls))

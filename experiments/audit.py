@@ -23,6 +23,7 @@ from absl import flags
 
 from diffjax import training
 from diffjax.auditing.audit import Audit, audit
+from diffjax.auditing.generation_laws import Generation
 from experiments.lib import build, commands, files, hosts, pictures, provenance, runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -127,15 +128,10 @@ def draw(path: pathlib.Path, verdict: str, curves: dict[str, list[float]]) -> No
     plt.close(figure)
 
 
-@hosts.joined()
-def main() -> int:
-    workdir = pathlib.Path(_WORKDIR.value)
-    run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
-    foretold = build.foretell(run.experiment, run.source)  # on all hosts
-    if not hosts.is_first():
-        return 0
+def report(run: runs.Run, workdir: pathlib.Path, foretold: Generation | None) -> int:
+    """Audits, and writes and says what was found; the exit status."""
     found = audit_run(run, workdir, _IMAGES.value, _STEPS.value)
-    report = {
+    facts = {
         **provenance.brief(run.fingerprint),
         "step": int(run.state.step),
         "data": run.experiment.config.data.name,
@@ -147,19 +143,27 @@ def main() -> int:
         "checks": [check._asdict() for check in found.checks],
         "severities": found.curves,
     }
-    files.write_json(workdir / "audit.json", report)
+    files.write_json(workdir / "audit.json", facts)
     draw(workdir / "audit.png", found.verdict, found.curves)
     written = [workdir / "audit.json", workdir / "audit.png"]
     if foretold is not None:
         written.append(workdir / "generation.png")
         pictures.draw_generation(written[-1], foretold)
     print(found.verdict)
-    print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}")
+    print(f"{facts['images']:,} held-out images of {facts['data']}, step {facts['step']:,}")
     print(f"written: {', '.join(map(str, written))}\n")
     print(table(found))
     if foretold is not None:
         print(f"\n{foretold.summary}")
     return 1 if found.failed else 0
+
+
+@hosts.joined()
+def main() -> int:
+    workdir = pathlib.Path(_WORKDIR.value)
+    run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
+    foretold = build.foretell(run.experiment, run.source)  # on all hosts
+    return hosts.on_first(lambda: report(run, workdir, foretold))
 
 
 if __name__ == "__main__":

@@ -127,33 +127,39 @@ def generated_markdown(rows: dict[str, dict]) -> str:
 
 
 @hosts.joined()
-def main() -> None:
+def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     config = run.experiment.config
     about = {"step": int(run.state.step), "data": config.data.name}
     about |= provenance.brief(run.fingerprint)
     if _GENERATED.value is not None:
-        if not hosts.is_first():
-            return
-        train = build.load_data(config, "train", run.roots)
-        evaluate_generated(pathlib.Path(_GENERATED.value), train, run.source, about)
-        return
+
+        def compare() -> None:
+            train = build.load_data(config, "train", run.roots)
+            evaluate_generated(pathlib.Path(_GENERATED.value), train, run.source, about)
+
+        return hosts.on_first(compare)
+
     count = min(_IMAGES.value or config.sample.images or run.source.size, run.source.size)
     table = evaluate(run, count)
-    if not hosts.is_first():
-        return
-    report = about | {
-        "split": "test",
-        "images": count,
-        "sample_steps": len(build.grid(run.experiment, name="uniform")) - 1,
-        "device": runs.describe_device(),
-        "methods": table,
-    }
-    suffix = "" if _STEP.value is None else f"_{_STEP.value}"
-    files.write_json(workdir / f"evaluation{suffix}.json", report)
-    print(f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n")
-    print(markdown(table))
+
+    def tell() -> None:
+        report = about | {
+            "split": "test",
+            "images": count,
+            "sample_steps": len(build.grid(run.experiment, name="uniform")) - 1,
+            "device": runs.describe_device(),
+            "methods": table,
+        }
+        suffix = "" if _STEP.value is None else f"_{_STEP.value}"
+        files.write_json(workdir / f"evaluation{suffix}.json", report)
+        print(
+            f"{report['images']:,} held-out images of {report['data']}, step {report['step']:,}\n"
+        )
+        print(markdown(table))
+
+    return hosts.on_first(tell)
 
 
 if __name__ == "__main__":

@@ -256,15 +256,9 @@ def plan(
     return fit.held_out(experiment.degradation, run.source, ts) + jobs, estimator
 
 
-@hosts.joined()
-def main() -> int:
-    given, degrades = _SEVERITY.value, _DEGRADE.value
-    if given is not None and not 0 < given <= 1:
-        raise UsageError(f"--severity must lie in (0, 1]; got {given}")
-    given = 1.0 if degrades and given is None else given
-    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
-    if not hosts.is_first():
-        return 0
+def restore_inputs(run: runs.Run, given: float | None) -> int:
+    """Restores what --input names, from the severity given or found; the exit status."""
+    degrades = _DEGRADE.value
     paths, output = images.find_inputs(pathlib.Path(_INPUT.value)), pathlib.Path(_OUTPUT.value)
     experiment, source = run.experiment, run.source
     own = experiment.image_shape
@@ -324,6 +318,16 @@ def main() -> int:
     unfit = f", of which {bad} do not fit" if bad else ""
     print(f"restored {len(kept)} images{before}{unfit}, skipped {skipped + lost}")
     return int(skipped + lost + bad > 0)
+
+
+@hosts.joined()
+def main() -> int:
+    given = _SEVERITY.value
+    if given is not None and not 0 < given <= 1:
+        raise UsageError(f"--severity must lie in (0, 1]; got {given}")
+    given = 1.0 if _DEGRADE.value and given is None else given
+    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
+    return hosts.on_first(lambda: restore_inputs(run, given))
 
 
 if __name__ == "__main__":

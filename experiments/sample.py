@@ -99,22 +99,13 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
         given = indices % (num_classes or 1) if chosen["label"] is None else chosen["label"]
         return keys, np.broadcast_to(given, indices.shape).astype(np.int32)
 
-    size = chosen["batch_size"]
-    # Round by round, one batch a host, so that all hosts stop after the same one.
-    together = size * jax.process_count()
-    rounds = range(0, num, together)
-    stop = hosts.Stop(between_rounds=True)
+    size, count = chosen["batch_size"], jax.process_count()
     quiet = not hosts.is_first()
     with tqdm.tqdm(total=num, unit="image", desc="generating", disable=quiet) as bar:
-        for begin in rounds:
-            stopping = stop.asked()
-            if stopping:
-                print("interrupted: the same command goes on from there")
-                return 128 + stopping
-            start = begin + size * jax.process_index()
+        for start in range(size * jax.process_index(), num, size * count):
             batch = output / f"batch_{start:08d}.npz"
             # One that an earlier, smaller --num cut short is made again; what it holds is the same.
-            if start < num and pictures.count_images(batch) < min(size, num - start):
+            if pictures.count_images(batch) < min(size, num - start):
                 keys, labels = keys_labels(start, size)
                 images = metrics.to_uint8(make_fn(operand, keys, labels))
                 partial = batch.with_suffix(".partial.npz")
@@ -122,21 +113,24 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
                     partial, image=images[: num - start], label=labels[: num - start]
                 )
                 os.replace(partial, batch)
-            bar.update(min(together, num - begin))
+            bar.update(min(size * count, num - start))
     parallel.wait_for_all("generated")
-    if not hosts.is_first():
-        return 0
-    first = pictures.read_images(output, min(num, _GRID_IMAGES))
-    columns = int(np.ceil(np.sqrt(len(first))))
-    scale = max(1, 64 // first.shape[1])
-    pictures.to_pil(pictures.tile(first, columns), scale).save(output / "grid.png")
-    every = -(-len(build.grid(run.experiment, chosen["steps"])) // _GIF_STATES)
-    trace_fn = parallel.map_examples(walks.generator(run.experiment, **shared, keep_every=every))
-    _, trace = trace_fn(operand, *keys_labels(0, min(num, _GIF_IMAGES)))
-    pictures.write_gif(output / "trajectory.gif", np.moveaxis(trace.xt, 1, 0))
-    wanted = files.read_json(output / "settings.json", "choose another --output")["images"]
-    print(f"{output} holds {wanted:,} images, grid.png and trajectory.gif")
-    return 0
+
+    def draw() -> None:
+        first = pictures.read_images(output, min(num, _GRID_IMAGES))
+        columns = int(np.ceil(np.sqrt(len(first))))
+        scale = max(1, 64 // first.shape[1])
+        pictures.to_pil(pictures.tile(first, columns), scale).save(output / "grid.png")
+        every = -(-len(build.grid(run.experiment, chosen["steps"])) // _GIF_STATES)
+        trace_fn = parallel.map_examples(
+            walks.generator(run.experiment, **shared, keep_every=every)
+        )
+        _, trace = trace_fn(operand, *keys_labels(0, min(num, _GIF_IMAGES)))
+        pictures.write_gif(output / "trajectory.gif", np.moveaxis(trace.xt, 1, 0))
+        wanted = files.read_json(output / "settings.json", "choose another --output")["images"]
+        print(f"{output} holds {wanted:,} images, grid.png and trajectory.gif")
+
+    return hosts.on_first(draw)
 
 
 @hosts.joined()
@@ -147,10 +141,9 @@ def main() -> int:
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     if _NUM.value is None:
-        if not hosts.is_first():
-            return 0
-        draw_restorations(run, workdir / "samples.png", _COLUMNS.value)
-        return 0
+        return hosts.on_first(
+            lambda: draw_restorations(run, workdir / "samples.png", _COLUMNS.value)
+        )
     config = run.experiment.config
     check_label(_LABEL.value, _GUIDANCE.value, run.experiment.objective.num_classes)
     given = _PERTURBATION.value

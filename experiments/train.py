@@ -52,7 +52,7 @@ _INIT = flags.DEFINE_string("init", None, "Folder of a run to start from.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-@hosts.joined()
+@hosts.joined(stops_itself=True)
 def main() -> int:
     config = resolve(_CONFIG.value)
     check_devices(config)

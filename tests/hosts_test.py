@@ -159,6 +159,146 @@ def test_two_hosts_judge_and_generate_as_one_does(folder, trained):
     np.testing.assert_allclose(*(images.astype(int) for images in made), atol=1)
 
 
+@pytest.fixture(scope="module")
+def slow(folder):
+    """A run whose network takes its time, so that a signal meets it at work."""
+    workdir = folder / "slow"
+    arguments = ("--config.model.network=tiny:slow", "--config.train.steps=1")
+    arguments += ("--config.sample.batch_size=8", f"--workdir={workdir}")
+    processes.complete([processes.start(folder, *arguments, devices=4)])
+    return workdir
+
+
+def wait_for_text(process, text):
+    """Until it has said so on stderr; what it says later is read, too."""
+    said = ""
+    while text not in said:
+        said += process.stderr.read(1)
+        assert process.poll() is None, said
+
+
+def stopped(pair, who):
+    """Stops two hosts by SIGTERM to some of them; what they said on stderr."""
+    for host in who:
+        pair[host].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    ended = processes.finish(pair)
+    assert time.monotonic() - began < 30
+    assert [status for status, _, _ in ended] == [143, 143], ended
+    return [stderr for _, _, stderr in ended]
+
+
+WHO = [[0], [1], [0, 1]]
+
+
+@pytest.mark.pods
+@pytest.mark.parametrize("who", WHO)
+def test_sigterm_stops_sampling_on_all_hosts(folder, slow, who):
+    outputs = [folder / f"sampled_{name}" for name in ("straight", "".join(map(str, who)))]
+    arguments = [(f"--workdir={slow}", "--num=400", f"--output={output}") for output in outputs]
+    pair = processes.start_two(folder, *arguments[1], script="sample")
+    while not list(outputs[1].glob("batch_????????.npz")):
+        assert all(process.poll() is None for process in pair)
+        time.sleep(0.01)
+    for host, said in enumerate(stopped(pair, who)):
+        line = f"host {host} of 2 was stopped by SIGTERM: the same command goes on where it stopped"
+        assert said.splitlines()[-1] == line
+    assert len(list(outputs[1].glob("batch_????????.npz"))) < 50
+    if len(who) < 2:
+        return
+    before = {path: path.stat().st_mtime_ns for path in outputs[1].glob("batch_????????.npz")}
+    processes.complete(processes.start_two(folder, *arguments[1], script="sample"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    processes.complete([processes.start(folder, *arguments[0], script="sample", devices=4)])
+    straight, gone_on = (
+        np.concatenate([np.load(path)["image"] for path in sorted(folder.glob("batch_*[0-9].npz"))])
+        for folder in outputs
+    )
+    assert len(straight) == len(gone_on) == 400
+    np.testing.assert_allclose(gone_on.astype(int), straight.astype(int), atol=1)
+
+
+@pytest.mark.pods
+@pytest.mark.parametrize("who", WHO)
+def test_sigterm_stops_evaluation_on_all_hosts(folder, slow, who):
+    arguments, report = (f"--workdir={slow}", "--images=96"), slow / "evaluation.json"
+    report.unlink(missing_ok=True)
+    pair = processes.start_two(folder, *arguments, script="evaluate")
+    wait_for_text(pair[0], "restoring")
+    for host, said in enumerate(stopped(pair, who)):
+        line = f"host {host} of 2 was stopped by SIGTERM: the same command starts anew"
+        assert said.splitlines()[-1] == line
+    assert not report.exists()
+    if len(who) == 2:
+        processes.complete(processes.start_two(folder, *arguments, script="evaluate"))
+        two = json.loads(report.read_text())["methods"]
+        processes.complete([processes.start(folder, *arguments, script="evaluate", devices=4)])
+        one = json.loads(report.read_text())["methods"]
+        for name in one:
+            assert two[name] == pytest.approx(one[name], rel=1e-6)
+
+
+# Restoring, auditing and judging: the first host works, the others wait and end as it does.
+
+
+def on_one_and_two(folder, status, script, *arguments):
+    """Yields how many hosts there were and how each ended, with that status and what it said."""
+    for count in (1, 2):
+        given = [argument.format(count=count) for argument in arguments]
+        if count == 1:
+            started = [processes.start(folder, *given, script=script)]
+        else:
+            started = processes.start_two(folder, *given, script=script)
+        ended = processes.finish(started)
+        assert [found for found, _, _ in ended] == [status] * count, ended
+        yield count, ended
+
+
+@pytest.mark.pods
+def test_two_hosts_restore_as_one_does(folder, trained):
+    images = np.linspace(-1, 1, 3 * 64, dtype=np.float32).reshape(3, 8, 8, 1)
+    np.save(folder / "stack.npy", images)
+    given = (f"--workdir={trained}", f"--input={folder / 'stack.npy'}", "--severity=0.5")
+    output = str(folder / "restored_{count}")
+    # What so short a run restores does not fit its images: status 1.
+    list(on_one_and_two(folder, 1, "restore", *given, f"--output={output}"))
+    for i in range(3):
+        one, two = (folder / f"restored_{count}" / f"stack_{i:04d}.png" for count in (1, 2))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.pods
+def test_two_hosts_audit_as_one_does(folder, trained):
+    given = (f"--workdir={trained}", "--images=32", "--steps=20")
+    found = []
+    for _, ended in on_one_and_two(folder, 1, "audit", *given):
+        found.append(json.loads((trained / "audit.json").read_text()))
+        assert found[-1]["verdict"] in ended[0][1]
+    for name in ("verdict", "checks", "severities"):
+        assert found[0][name] == found[1][name]
+
+
+@pytest.mark.pods
+def test_two_hosts_judge_what_was_generated_as_one_does(folder, trained):
+    output = folder / "judged"
+    arguments = (f"--workdir={trained}", "--num=80", f"--output={output}")
+    processes.complete([processes.start(folder, *arguments, script="sample")])
+    found = []
+    for _ in on_one_and_two(folder, 0, "evaluate", f"--workdir={trained}", f"--generated={output}"):
+        found.append(json.loads((output / "distances.json").read_text()))
+    for name in ("classifier accuracy", "generated", "held-out"):
+        assert found[0][name] == found[1][name]
+
+
+@pytest.mark.pods
+def test_what_the_first_host_refuses_all_refuse(folder, trained):
+    given = (f"--workdir={trained}", "--input=nowhere.png", f"--output={folder / 'none'}")
+    for count, ended in on_one_and_two(folder, 2, "restore", *given):
+        assert re.fullmatch("error: .*nowhere.png.*\n", ended[0][2])
+        if count == 2:
+            assert ended[1][2] == "error: the first host refuses: see its message\n"
+
+
 @pytest.mark.pods
 @pytest.mark.parametrize("count", [1, 2, "2 x 2"])
 def test_what_four_devices_saved_goes_on_elsewhere(folder, trained, count):
@@ -333,6 +473,8 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(monkeypatch, co
         steps = data.batches(source, batch_size=8, seed=3)
         shares.append([next(steps) for _ in range(3)])
         assert {len(one) for one in asked} == {8 // count}  # it reads nothing of the others'
+        whole = next(data.batches(data.from_arrays(images), batch_size=8, seed=3, shared=False))
+        np.testing.assert_array_equal(whole["image"], alone[0]["image"])
     for n, whole in enumerate(alone):
         together = np.concatenate([share[n]["image"] for share in shares])
         positions = np.concatenate([share[n]["position"] for share in shares])

@@ -314,7 +314,7 @@ def test_help_says_what_a_command_writes_and_names_its_flags(env, tmp_path):
         assert (status, stderr) == (0, ""), script
         source = (ROOT / "experiments" / f"{script}.py").read_text()
         files = [source, (ROOT / "experiments" / "lib" / "commands.py").read_text()]
-        if "@hosts.joined()" in source:
+        if "@hosts.joined(" in source:
             files.append((ROOT / "experiments" / "lib" / "hosts.py").read_text())
         own = set(re.findall(r"DEFINE_\w+\(\s*\"([\w.]+)\"", "".join(files)))
         assert own

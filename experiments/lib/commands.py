@@ -28,17 +28,19 @@ class UsageError(ValueError):
 
 
 class Stopped(BaseException):
-    """A signal that ends the command; its number."""
+    """A signal that ends the command: its number, and how to go on."""
+
+    again = "the same command starts anew"  # or what `run` was told
 
     def __init__(self, number: int):
-        super().__init__(number)
+        super().__init__(f"stopped by {signal.Signals(number).name}: {self.again}")
         self.number = number
 
 
 def run(
     main: Callable[..., int | None],
     *,
-    again: str = "the same command starts anew",
+    again: str = Stopped.again,
     operands: bool = False,
 ) -> None:
     """Parses the flags and runs main; what the user got wrong ends in one line and status 2.
@@ -67,6 +69,7 @@ def run(
                     f"--{name}={flags.FLAGS[name].value} is no folder: mount the bucket, and give "
                     "the folder that it is mounted at"
                 )
+    Stopped.again = again
     for number in SIGNALS:
         signal.signal(number, _stop)
     _set_xla_flags()
@@ -77,7 +80,7 @@ def run(
             status = main(*rest[1:]) or 0
     except Stopped as stopped:
         status = 128 + stopped.number
-        print(f"stopped by {signal.Signals(stopped.number).name}: {again}", file=sys.stderr)
+        print(stopped, file=sys.stderr)
     sys.stdout.flush()
     sys.exit(status)
 

@@ -9,6 +9,7 @@ normal exit does not return. So a host that fails says why in one line and ends 
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from absl import flags
 
 from diffjax import parallel
@@ -37,21 +39,50 @@ _INDEX = flags.DEFINE_integer(
 JOIN_SECONDS = 50  # before JAX's own 300, which end in a C++ abort
 _HEARTBEAT_SECONDS = 60  # a host that is silent so long has died, for JAX
 _SHUTDOWN_SECONDS = 24 * 3600  # a host that is done waits so long for the others
+_POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(*, stops_itself: bool = False) -> Iterator[None]:
     """Decorates a command's main: joins the other hosts first, before a device is touched.
 
-    Where one host fails, it ends at once, for nobody waits for the others.
+    Where one host fails, it ends at once, for nobody waits for the others. A signal to any of
+    them ends all, whatever they are doing: what a command writes is whole at any time.
+
+    Args:
+      stops_itself: main asks a `Stop` in its steps instead, to save first.
     """
     _join()
+    done = threading.Event()
+    watcher = threading.Thread(target=_end_with_the_others, args=[done], daemon=True)
     try:
+        if jax.distributed.is_initialized():
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            if not stops_itself:
+                watcher.start()
         yield
     except BaseException as error:
         if jax.process_count() == 1 or isinstance(error, SystemExit):
             raise
         _leave(error)
+    finally:
+        done.set()
+        if watcher.is_alive():
+            watcher.join()
+
+
+def _end_with_the_others(done: threading.Event) -> None:
+    """Ends this host once one of them has received SIGTERM, which is JAX's from now on.
+
+    The question is numbered by the clock, for a host that fell behind would answer late.
+    """
+    began = time.monotonic()
+    for calls in itertools.count():
+        if done.wait(began + calls * _POLL_SECONDS - time.monotonic()):
+            return
+        if parallel.reached_sync_point(calls):
+            _leave(commands.Stopped(signal.SIGTERM))
 
 
 def _join() -> None:
@@ -93,6 +124,8 @@ def _join() -> None:
                 f"--distributed: {lines[0]} (off TPU pods and SLURM, give --coordinator_address, "
                 "--num_processes and --process_id)"
             ) from error
+        except commands.Stopped as stopped:  # while it waited: the others never had it
+            _end(128 + stopped.number, str(stopped))
 
 
 def _number(flag: int | None, variable: str) -> int | None:
@@ -136,7 +169,7 @@ def _leave(error: BaseException) -> None:
     if jax.process_index() == 0:
         time.sleep(2)  # its end aborts the others: let them say theirs first
     if isinstance(error, commands.Stopped):
-        _end(128 + error.number, f"{who} was stopped by {signal.Signals(error.number).name}")
+        _end(128 + error.number, f"\n{who} was {reason}")  # not behind a bar
     if isinstance(error, UsageError):
         _end(2, f"error: {reason}")
     if isinstance(error, jax.errors.JaxRuntimeError):
@@ -144,25 +177,31 @@ def _leave(error: BaseException) -> None:
     _end(1, f"error: {who} ends: {reason or type(error).__name__}")
 
 
-def first_on_one(check_fn: Callable[[], None]) -> None:
-    """Calls check_fn on the first host, then on the others; what it refuses, all refuse.
+def on_first(work_fn: Callable[[], int | None]) -> int:
+    """work_fn() on the first host, while the others wait; its exit status, on all.
 
     Raises:
-      UsageError: on every host, if the first host's check_fn raised one; else as check_fn.
+      UsageError: on every host, if work_fn raised one.
     """
-    error = None
-    if jax.process_index() == 0:
+    status, error = 0, None
+    if is_first():
         try:
-            check_fn()
+            status = work_fn() or 0
         except UsageError as refused:
-            error = refused
-    refused_there = bool(parallel.from_first_host(error is not None))
+            status, error = 2, refused
+    status = int(parallel.from_first_host(np.int32(status)))
     if error is not None:
         raise error
-    if jax.process_index() > 0:
+    if status == 2:
+        raise UsageError("the first host refuses: see its message")
+    return status
+
+
+def first_on_one(check_fn: Callable[[], None]) -> None:
+    """Calls check_fn on the first host, then on the others; what it refuses, all refuse."""
+    on_first(check_fn)
+    if not is_first():
         check_fn()
-    if refused_there:
-        raise UsageError("the first host refuses to start: see its message")
 
 
 def is_first() -> bool:
@@ -171,21 +210,15 @@ def is_first() -> bool:
 
 
 class Stop:
-    """Turns SIGTERM, SIGINT and, on several hosts, SIGHUP into one stop, alike on all hosts.
+    """Turns SIGTERM, SIGINT and SIGHUP into one stop of a loop of steps, alike on all hosts.
 
-    One process catches them itself, and so do hosts that ask each other `between_rounds`, which
-    waits for the slowest. In a loop of steps, which must not wait, SIGTERM is JAX's: it tells
-    the other hosts and finds a step that all can still reach.
+    One process catches them itself. On several SIGTERM is JAX's: it tells the other hosts and
+    finds a step that all can still reach.
     """
 
-    def __init__(self, between_rounds: bool = False) -> None:
+    def __init__(self) -> None:
         self._received = self._calls = 0
-        self._several = jax.process_count() > 1
-        self._between_rounds = between_rounds
-        if self._several and not between_rounds:
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        else:
+        if jax.process_count() == 1:
             for number in commands.SIGNALS:
                 signal.signal(number, self._receive)
 
@@ -196,11 +229,7 @@ class Stop:
 
     def asked(self) -> int:
         """The signal to stop for, or 0; to be called once a step, on every host."""
-        if self._several and self._between_rounds:
-            if parallel.on_any_host(self._received > 0):
-                self._received = signal.SIGTERM
-        elif self._several and not self._received:
-            if parallel.reached_sync_point(self._calls):
-                self._received = signal.SIGTERM
-            self._calls += 1
+        if not self._received and parallel.reached_sync_point(self._calls):
+            self._received = signal.SIGTERM
+        self._calls += 1
         return self._received
