@@ -23,6 +23,7 @@ from diffjax import metrics, parallel
 from diffjax.samplers import SAMPLERS
 from experiments.lib import build, commands, files, hosts, pictures, provenance, runs, walks
 from experiments.lib.commands import UsageError
+from experiments.lib.config import float32
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _STEP = flags.DEFINE_string(
@@ -136,7 +137,7 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
 @hosts.joined()
 def main() -> int:
     for flag in (_PERTURBATION, _GUIDANCE):
-        if flag.value is not None and not math.isfinite(flag.value):
+        if flag.value is not None and not math.isfinite(float32(flag.value)):
             raise UsageError(f"--{flag.name} must be finite; got {flag.value}")
     workdir = pathlib.Path(_WORKDIR.value)
     run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)

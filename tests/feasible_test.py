@@ -12,6 +12,7 @@ from images_test import alarm as alarm
 
 from experiments.configs import default
 from experiments.lib import build, commands, feasible
+from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
 
@@ -44,6 +45,28 @@ def test_a_million_blocks_are_refused_at_once(tmp_path, alarm):
         assert line.startswith(f"error: config.{field} = 1,000,000 needs ")
         assert "GiB at least, and this machine has " in line
         assert not list(tmp_path.iterdir())
+
+
+def test_more_steps_than_memory_are_refused():
+    config = default.get_config()
+    config.model.update(width=8, multipliers=(1,))
+    experiment, _ = build.build(resolve(config), "train")
+    with pytest.raises(
+        UsageError, match=r"^config\.sample\.steps, or --steps, = 100,000,000,000,0"
+    ):
+        build.grid(experiment, 10**14)
+    assert len(build.grid(experiment, 3)) == 4
+
+
+def test_a_full_device_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end, commands.usage_errors():
+        jax.numpy.zeros(10**15)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a device is out of memory: lower train.batch_size or ")
+    # What is no lack of memory stays what it is.
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), commands.usage_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_what_takes_long_is_told(capsys):

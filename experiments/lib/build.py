@@ -31,7 +31,7 @@ from diffjax.degradations import base
 from diffjax.degradations.families import FAMILIES
 from diffjax.images import cover
 from diffjax.models import dit, initialize, unet
-from experiments.lib import feasible, own
+from experiments.lib import commands, feasible, own
 from experiments.lib.commands import UsageError
 from experiments.lib.config import STEPS, get, is_own
 
@@ -104,14 +104,16 @@ def load_data(config: ml_collections.ConfigDict, split: str, roots: Mapping[str,
       UsageError: naming the field and the fix.
     """
     name = config.data.name
+    feasible.check_image_size(config)
     try:
-        return data.load(
-            own.load("data.name", name, roots.get(name)) if is_own(name) else name,
-            split,
-            directory=config.data.directory,
-            image_size=config.data.image_size,
-            limit=config.data.limit,
-        )
+        with commands.told_if_slow("config.data is being read"):
+            return data.load(
+                own.load("data.name", name, roots.get(name)) if is_own(name) else name,
+                split,
+                directory=config.data.directory,
+                image_size=config.data.image_size,
+                limit=config.data.limit,
+            )
     except MemoryError as error:
         raise UsageError("config.data does not fit into memory: lower image_size") from error
     except (ValueError, OSError) as error:
@@ -136,7 +138,7 @@ def build_degradation(
         if family == "animorph":
             arguments["images"] = _bank(arguments["images"], image_shape)
         degradation = constructor(image_shape, **arguments)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise UsageError(f"config.degradation ({family}): {error}") from error
     if not isinstance(degradation, base.Degradation):
         raise UsageError(
@@ -256,7 +258,8 @@ def build(
     """
     roots = roots or {}
     source = load_data(config, split, roots)
-    degradation = build_degradation(config.degradation, source.image_shape, roots)
+    with commands.told_if_slow("config.degradation is being built"):
+        degradation = build_degradation(config.degradation, source.image_shape, roots)
     num_classes = source.num_classes if config.model.class_conditional else None
     if config.model.class_conditional and num_classes is None:
         raise UsageError(
@@ -448,6 +451,8 @@ def grid(experiment: Experiment, steps: int | None = None, name: str | None = No
     chosen = experiment.config.sample
     steps = steps or chosen.steps or experiment.levels or STEPS
     name = name or chosen.grid
+    what = f"config.sample.steps, or --steps, = {steps:,}"
+    feasible.check_fits(what, 2 * steps)  # the grid, in float64
     try:
         return restorers.grid(name, steps, experiment.degradation, levels=experiment.levels)
     except ValueError as error:

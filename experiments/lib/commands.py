@@ -216,10 +216,24 @@ def told_if_slow(what: str, seconds: float = 10) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _told_if_device_is_full() -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UsageError(
+            "a device is out of memory: lower train.batch_size or sample.batch_size, or take a "
+            f"smaller model ({str(error).splitlines()[0]})"
+        ) from error
+
+
+@contextlib.contextmanager
 def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turns UsageError, and the kinds given, into one line on stderr and exit status 2."""
     try:
-        yield
+        with _told_if_device_is_full():
+            yield
     except (UsageError, *kinds) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         if isinstance(error, OSError) and error.strerror:

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -57,6 +58,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         if section and section.get("directory"):  # as the run must find it from any folder
             section.directory = absolute(section.directory)
     return config
+
+
+def float32(value: float) -> float:
+    """A number as it will be computed with: 1e39 is infinite, 1e-50 is 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(value))
 
 
 def absolute(path: str) -> str:
@@ -115,7 +122,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         check(get(config, field) is None or get(config, field) > 0, field, "positive, or None")
     check(0 <= config.seed < 2**31, "seed", "in [0, 2^31)")
     check(config.train.warmup >= 0, "train.warmup", "0 or more")
-    rate = config.train.learning_rate
+    rate = float32(config.train.learning_rate)
     check(0 <= rate < math.inf, "train.learning_rate", "0 or more, and finite")
     check(config.train.clip_norm > 0, "train.clip_norm", "positive")
     check(0 <= config.train.ema_decay < 1, "train.ema_decay", "in [0, 1)")
@@ -135,14 +142,18 @@ def _check(config: ml_collections.ConfigDict) -> None:
     sharded = config.shard_optimizer
     check(not sharded or config.parallel == "jit", "parallel", "jit with config.shard_optimizer")
     check(0 <= config.train.label_dropout <= 1, "train.label_dropout", "in [0, 1]")
-    check(0 < config.train.loss_delta < math.inf, "train.loss_delta", "positive and finite")
-    floor = config.model.precondition_floor
+    check(
+        0 < float32(config.train.loss_delta) < math.inf, "train.loss_delta", "positive and finite"
+    )
+    floor = float32(config.model.precondition_floor)
     check(0 < floor < math.inf, "model.precondition_floor", "positive and finite")
     check(config.prior.components > 0, "prior.components", "positive")
     check(config.prior.images > 1, "prior.images", "2 or more")
     given = config.prior.perturbation
-    check(given is None or 0 <= given < math.inf, "prior.perturbation", "0 or more, or None")
-    check(0 <= config.train.perturbation < math.inf, "train.perturbation", "0 or more, and finite")
+    fine = given is None or 0 <= float32(given) < math.inf
+    check(fine, "prior.perturbation", "0 or more and finite, or None")
+    fine = 0 <= float32(config.train.perturbation) < math.inf
+    check(fine, "train.perturbation", "0 or more, and finite")
     check(config.model.width > 0 and config.model.width % 8 == 0, "model.width", "a multiple of 8")
     multipliers = config.model.multipliers
     positive = multipliers and all(isinstance(one, int) and one > 0 for one in multipliers)

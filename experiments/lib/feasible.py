@@ -78,6 +78,12 @@ def check_fits(what: str, floats: int) -> None:
         )
 
 
+def check_image_size(config: ml_collections.ConfigDict) -> None:
+    """Whether a batch of the size that images are brought to fits into memory."""
+    size = config.data.image_size or 0
+    check_fits(f"config.data.image_size = {size:,}", config.train.batch_size * size**2)
+
+
 def check_data(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
     """Whether a batch and the Wiener restorer's tables fit into memory."""
     height, width, channels = image_shape
