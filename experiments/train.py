@@ -271,9 +271,10 @@ def _diverged(step: int, log: records.Log, experiment: build.Experiment, manager
     bad = ~np.isfinite(severity["loss"])
     bad = bad if bad.any() else severity["count"] > 0  # the loss is finite: those of the batch
     bins = ", ".join(f"({k / len(bad):.1f}, {(k + 1) / len(bad):.1f}]" for k in np.flatnonzero(bad))
+    before = f", as in the {log.row - 1} steps before" if log.row > 1 else ""
     return (
-        f"{what} is not finite at step {step:,}, at severities in {bins}, as in the {log.row - 1} "
-        "steps before (config.train.max_skipped): start in another workdir with a lower "
+        f"{what} is not finite at step {step:,}, at severities in {bins}{before} "
+        "(config.train.max_skipped): start in another workdir with a lower "
         f"train.learning_rate or train.clip_norm, or ask config.debug_nans where; {kept}"
     )
 

@@ -4,6 +4,7 @@ Oracles: the file as it was before it was cut; the lines of a log that was never
 the operating system and the installed packages themselves.
 """
 
+import datetime
 import importlib.metadata
 import json
 import os
@@ -258,12 +259,37 @@ def all_images(folder):
     return np.concatenate([np.load(path)["image"] for path in sorted(folder.glob("batch_*.npz"))])
 
 
-def test_more_images_in_a_folder_are_those_of_one_call(trained, tmp_path, monkeypatch):
-    def sample(folder, num):
+@pytest.fixture
+def sample(trained):
+    def call(folder, num):
         return script_runs.call(
             "sample", f"--workdir={trained}", f"--output={folder}", f"--num={num}"
         )
 
+    return call
+
+
+def test_a_stopped_generation_goes_on(sample, tmp_path, monkeypatch):
+    save = np.savez_compressed
+
+    def save_and_stop(*args, **kwargs):
+        save(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez_compressed", save_and_stop)
+        status, out, _ = sample(tmp_path / "stopped", 12)
+    assert (status, out.splitlines()[-1]) == (
+        128 + signal.SIGINT,
+        "interrupted: the same command goes on from there",
+    )
+    assert len(all_images(tmp_path / "stopped")) == 8  # one batch
+    assert sample(tmp_path / "stopped", 12)[0] == 0
+    assert sample(tmp_path / "straight", 12)[0] == 0
+    np.testing.assert_array_equal(*(all_images(tmp_path / n) for n in ("stopped", "straight")))
+
+
+def test_more_images_in_a_folder_are_those_of_one_call(trained, sample, tmp_path, monkeypatch):
     assert sample(tmp_path / "twice", 5)[0] == 0
     assert len(all_images(tmp_path / "twice")) == 5
     status, out, _ = sample(tmp_path / "twice", 12)
@@ -302,13 +328,35 @@ def git(*arguments, cwd=script_runs.ROOT):
     return None if done.returncode else done.stdout
 
 
-def test_a_run_says_what_it_was(trained, tmp_path):
+def check_start(one):
+    """One entry of run.json of a finished run on the digits."""
+    assert one["commit"] == ((git("rev-parse", "HEAD") or "").strip() or None)
+    assert one["dirty"] in ((True, False) if one["commit"] else (None,))
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert one["versions"] == {"python": python} | versions
+    assert one["devices"] == [device.device_kind for device in jax.devices()]
+    assert (one["hosts"], one["host"]) == (1, socket.gethostname())
+    assert one["seed"] == 0
+    assert one["fingerprint"] == data.fingerprint(data.load("digits", "train"))
+    now = datetime.datetime.now(datetime.UTC)
+    start, end = (datetime.datetime.fromisoformat(one[name]) for name in ("start", "end"))
+    assert now - datetime.timedelta(hours=1) < start <= end <= now
+    assert abs((end - start).total_seconds() - one["seconds"]) < 10
+    assert one["status"] == 0
+
+
+def test_a_run_says_what_it_was(trained, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
+    monkeypatch.setattr(provenance, "uncommitted", lambda folder: f"changes in {folder}")
     again = ("--config.train.steps=1", "--config.run.keep=7")
     for options in (again, (*again, "--config.train.loss=l2")):  # the second one is refused
         script_runs.train(workdir, *options)
     first, second = json.loads((workdir / "run.json").read_text())["starts"]
+    check_start(first)
+    check_start(second)
     assert first["command"] == [
         *("python", "-m", "experiments.train", script_runs.CONFIG, *script_runs.TINY),
         *(f"--workdir={trained}", "--config.train.steps=1"),
@@ -316,21 +364,7 @@ def test_a_run_says_what_it_was(trained, tmp_path):
     assert second["command"][-2:] == list(again)
     assert first["config"] == json.loads((workdir / "config.json").read_text())
     assert (first["config"]["run"]["keep"], second["config"]["run"]["keep"]) == (2, 7)
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    for one in (first, second):
-        assert one["commit"] == ((git("rev-parse", "HEAD") or "").strip() or None)
-        assert one["diff"] == git("diff", "HEAD")
-        status = git("status", "--porcelain")
-        assert one["dirty"] == (None if status is None else status != "")
-        python = ".".join(map(str, sys.version_info[:3]))
-        versions = {name: importlib.metadata.version(name) for name in packages}
-        assert one["versions"] == {"python": python} | versions
-        assert one["devices"] == [device.device_kind for device in jax.devices()]
-        assert (one["hosts"], one["host"], one["seed"]) == (1, socket.gethostname(), 0)
-        assert one["fingerprint"] == data.fingerprint(data.load("digits", "train"))
-        assert one["start"] <= one["end"]
-        assert (one["seconds"] >= 0, one["status"]) == (True, 0)
-    assert first["end"] <= second["start"]
+    assert second["diff"] == f"changes in {script_runs.ROOT / 'experiments' / 'lib'}"
 
 
 def test_the_entry_is_there_before_the_first_step_and_says_how_it_ended(tmp_path):
