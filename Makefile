@@ -40,7 +40,7 @@ define run_suite
 $(BIN)/python -m pytest -n 2 -m "not soak and not pods"
 endef
 
-.PHONY: help demo overfit test test-newest suite soak soak-kills pods bench prepare clean environment
+.PHONY: help demo overfit test test-newest suite soak soak-audit soak-kills pods bench prepare clean environment
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -72,8 +72,12 @@ test-newest: ## the test suite under the newest Python and the newest jax, in .v
 suite: environment
 	$(run_suite)
 
-soak: environment ## the audit over planted bugs, young and grown, in a quarter of an hour
-	timeout 15m $(BIN)/python -m pytest -n 2 -m soak --ignore=tests/kills_test.py
+soak: environment ## the tests that take minutes and have no target of their own
+	timeout 15m $(BIN)/python -m pytest -n 2 -m soak \
+	--ignore=tests/kills_test.py --ignore=tests/audit_test.py
+
+soak-audit: environment ## the audit over planted bugs, young and grown, in a quarter of an hour
+	timeout 15m $(BIN)/python -m pytest -n 2 -m soak tests/audit_test.py
 
 soak-kills: environment ## twenty times kill -9 at random moments of a training, in minutes
 	timeout 15m $(BIN)/python -m pytest -m soak tests/kills_test.py

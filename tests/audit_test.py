@@ -665,6 +665,21 @@ def test_a_plain_network_told_integers_and_its_betas(library):
         assert found(-gain_K).verdict.startswith("target: your output is -noise, not noise")
 
 
+def test_each_step_is_told_by_its_own_integer():
+    # Of white images of variance 0.09 no network leaves less than 0.09 sigma^2 / (0.09 alpha^2 +
+    # sigma^2) of x0, and one told its neighbor's integer leaves up to a fifth more.
+    images = np.clip(0.3 * np.random.default_rng(0).normal(size=(512, *SHAPE)), -1, 1)
+    betas = np.linspace(0.1, 0.6, 10)
+    alpha2 = np.cumprod(1 - betas)
+    variance = 0.09 * alpha2 + 1 - alpha2
+    network_fn, params = structures(np.sqrt(1 - alpha2) / variance)["dict"]
+    objective = restorers.Objective(network_fn, prediction="noise", loss_fn=losses.l2)
+    found = audit(params, objective=objective, images=images, key=jax.random.key(0), betas=betas)
+    np.testing.assert_allclose(found.curves["t"], np.arange(1, 11) / 10, rtol=1e-6)
+    # 32,768 pixels: a standard error of a hundredth.
+    np.testing.assert_allclose(found.curves["network"], 0.09 * (1 - alpha2) / variance, rtol=0.04)
+
+
 def said(name, status="fail", symptom=False):
     return checks.Check(name, status, 0.0, "", f"what {name} says", symptom)
 
@@ -684,6 +699,14 @@ def test_what_is_not_learned_yet_is_no_verdict():
     assert checks.conclude([floor], False)[:2] == ("fail", "floor: what floor says")
     assert checks.conclude([floor, loss], True)[:2] == ("fail", "loss: what loss says")
     assert checks.conclude([said("floor", "warn")], False)[0] == "healthy"
+
+
+@pytest.mark.parametrize(("convergence", "told"), [("warn", True), ("pass", False)])
+def test_a_healthy_run_is_told_to_go_on_unless_it_has_come_to_rest(convergence, told):
+    status, line, _ = checks.conclude(
+        [said("floor", "pass"), said("convergence", convergence)], True
+    )
+    assert (status, "train longer" in line) == ("healthy", told)
 
 
 def test_young_is_a_loss_that_still_falls():

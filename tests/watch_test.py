@@ -4,6 +4,7 @@ Oracles: `experiments.evaluate` of the same parameters on the same images; the f
 length, checksum, record, checksum, read here by hand, its records by tensorboardX's protocol.
 """
 
+import io
 import json
 import pathlib
 import signal
@@ -90,6 +91,22 @@ def test_curves_and_pictures_are_there_after_a_kill(killed):
         assert shown[line["step"], "heldout/images"] is None
         rmses = line["severity"]["rmse"]
         assert shown[line["step"], "severity/heldout_rmse_1.0"] == pytest.approx(rmses[-1])
+
+
+def test_tensorboard_itself_reads_it(killed):
+    """Its own reader, where it is installed: .venv/bin/pip install tensorboard."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    workdir, _ = killed
+    found = reader.EventAccumulator(str(workdir / "tensorboard")).Reload()
+    assert found.Tags()["images"] == ["heldout/images"]
+    picture = Image.open(io.BytesIO(found.Images("heldout/images")[0].encoded_image_string))
+    assert min(picture.size) > 50
+    for line, event in zip(held_out(workdir), found.Scalars("heldout/rmse"), strict=False):
+        assert (event.step, event.value) == (line["step"], pytest.approx(line["rmse"]))
+    written = {tag for _, tag, value in events(workdir) if value is not None}
+    hparams = {tag for tag in written if tag.startswith("_hparams_/")}
+    assert written - hparams == {*found.Tags()["scalars"]}
+    assert hparams == {*found.PluginTagToContent("hparams")}
 
 
 def test_the_numbers_are_those_of_evaluate(killed, env):

@@ -545,7 +545,8 @@ def conclude(checks: Sequence[Check], young: bool) -> tuple[str, str, list[Check
     rest = [check for check in ordered if check.status != "fail"]
     causes = [check for check in failed if not check.symptom]
     if not failed:
-        more = ", and the loss still falls: train longer" if young else ""
+        settled = any(one.name == "convergence" and one.status == "pass" for one in checks)
+        more = ", and the loss still falls: train longer" if young and not settled else ""
         return "healthy", f"healthy: no check fails{more}", ordered
     if young and not causes:
         names = ", ".join(check.name for check in failed)
