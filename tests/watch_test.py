@@ -124,6 +124,9 @@ def test_the_numbers_are_those_of_evaluate(killed, env):
 def test_every_line_once_after_going_on(killed, env):
     workdir, last = killed
     before = {line["step"]: line for line in held_out(workdir) if line["step"] <= last}
+    # What a kill between a look and its checkpoint leaves, and one amid a line.
+    with (workdir / "heldout.jsonl").open("a") as file:
+        file.write(json.dumps(before[last] | {"step": last + 50}) + '\n{"step": 2')
     killed_after(env, workdir, last + 50)
     lines = held_out(workdir)
     steps = [line["step"] for line in lines]
