@@ -89,6 +89,18 @@ def create_step(model, params, x0) -> tuple[Callable, float]:
     return lambda: compiled(state, batch, key, problem), compiled.cost_analysis()["flops"]
 
 
+def network_alone(model, params, x0, t) -> dict[str, Callable]:
+    """What a training step is mostly made of."""
+
+    def loss(params):
+        return jnp.mean(jnp.abs(jax.vmap(model.apply, in_axes=(None, 0, 0))(params, x0, t) - x0))
+
+    return {
+        "the network forward alone": functools.partial(jax.jit(loss), params),
+        "the network's gradient alone": functools.partial(jax.jit(jax.grad(loss)), params),
+    }
+
+
 def train(rounds: int) -> Iterator[Row]:
     """The training step of each network, against its twin in PyTorch.
 
@@ -119,6 +131,9 @@ def train(rounds: int) -> Iterator[Row]:
             f"{what}: diffjax over the making of its batch", ours / pipeline.median, at_least=20
         )
         yield Row(f"{what}: share of the product's rate", flops / ours / rate, "")
+        for part, one in clock(network_alone(model, params, x0, t), rounds).items():
+            yield one.row(f"{what}: {part}")
+            yield Row(f"{what}: {part}, share of the step", one.median / ours, "")
         if not times:
             yield skipped(f"{what}: PyTorch", "torch")
             continue
