@@ -12,10 +12,8 @@ small --config.data.limit it says whether those images were learned by heart.
 import contextlib
 import functools
 import json
-import math
 import pathlib
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,18 +30,17 @@ from experiments.lib import (
     files,
     hosts,
     lock,
-    pictures,
     preflight,
     provenance,
     records,
     replay,
     runs,
+    saving,
     watch,
 )
 from experiments.lib.commands import UsageError
 from experiments.lib.config import resolve
 
-PAUSE = 20  # seconds between two pictures of the curves, which take half a second
 FEW = 64  # images that any network learns by heart
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
@@ -207,9 +204,10 @@ def train(
         taken = parallel.memory(step_fn, state, mode.shard(batch), key, problem)
         if taken is not None:
             say(f"a step takes {taken / 2**20:,.1f} MiB of a device")
-    stop, drawn = hosts.Stop(), -math.inf
+    stop = hosts.Stop()
     with records.Log(workdir, first, steps, config.train.batch_size) as log:
         log.describe(runs.flatten(json.loads(config.to_json())))
+        saver = saving.Saver(workdir, manager, log)
         for step in range(first + 1, steps + 1):
             try:
                 batch = next(batches)
@@ -219,36 +217,27 @@ def train(
             log.add(step, metrics)
             stopping = stop.asked()  # once: a later signal must wait for the next save
             last = step == steps
-            saving = step % config.run.checkpoint_every == 0 or last or stopping
-            logging = step % config.run.log_every == 0 or last
-            if saving or logging:
+            saves = step % config.run.checkpoint_every == 0 or last or stopping > 0
+            logs, looks = (
+                step % every == 0 or last
+                for every in (config.run.log_every, config.run.evaluate_every)
+            )
+            if saves or logs:
                 # The step just dispatched runs on while the ones before it are read.
-                bad = log.read(config.train.max_skipped, wait=bool(saving))
+                bad = log.read(config.train.max_skipped, wait=saves)
                 if bad is not None:
                     where = ""
                     if config.debug_nans:
                         where = f"; {replay_fn(mode.unreplicate(state), bad)}"
                     raise FloatingPointError(_diverged(bad, log, experiment, manager) + where)
-            if logging:
+            if logs:
                 log.write(step, last=last)
-            looking = step % config.run.evaluate_every == 0 or last
-            held = mode.unreplicate(state) if saving or looking else None
-            loss = None
-            if looking and watching is not None:
-                line, *seen = watching.look(step, held.ema_params)
-                log.show(line, *seen)
-                loss = line["loss"]
+            held, loss = mode.unreplicate(state) if saves or looks else None, None
+            if looks and watching is not None:
+                loss = log.show(*watching.look(step, held.ema_params))
             # Amid updates that are skipped the last good checkpoint must not be pushed out.
-            if saving and (log.row == 0 or last or stopping):
-                log.keep(step, manager.all_steps())
-                log.flush()
-                # The first host looked, and all must keep the same; None becomes NaN, no loss.
-                loss = float(parallel.from_first_host(np.float32(loss)))
-                checkpoints.save(manager, step, held, loss)
-                due = last or stopping or time.monotonic() > drawn + PAUSE
-                if due and jax.process_index() == 0:
-                    pictures.draw_curves(workdir)
-                    drawn = time.monotonic()
+            if saves and (log.row == 0 or last or stopping):
+                saver.save(step, held, loss, last=last or stopping > 0)
             if stopping:
                 break
     if step < steps:

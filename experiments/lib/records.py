@@ -135,8 +135,10 @@ class Log:
             for summary in tensorboardX.summary.hparams(shown, {"heldout/rmse": 0, "loss": 0}):
                 self._curves.file_writer.add_summary(summary)
 
-    def show(self, line: dict[str, Any], picture: np.ndarray, turned: Sequence[str]) -> None:
-        """What `watch.Watch.look` saw, in TensorBoard; what has turned, above the bar."""
+    def show(
+        self, line: dict[str, Any], picture: np.ndarray, turned: Sequence[str]
+    ) -> float | None:
+        """What `watch.Watch.look` saw, in TensorBoard; what has turned, above the bar; the loss."""
         step, severity = line["step"], line["severity"]
         for name in ("loss", "rmse"):
             if line[name] is not None:
@@ -147,6 +149,7 @@ class Log:
         self._curves.add_image("heldout/images", picture, step, dataformats="HWC")
         for text in turned:
             self._bar.write(text)
+        return line["loss"]
 
     def flush(self) -> None:
         """Puts on disk what TensorBoard reads."""
