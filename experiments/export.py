@@ -63,8 +63,11 @@ def about(run: runs.Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
     output = pathlib.Path(_OUTPUT.value)
+    for path in (output / "model.npz", output / "model.json"):
+        if path.exists():
+            raise commands.UsageError(f"{path} exists: choose another --output")
+    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
     output.mkdir(parents=True, exist_ok=True)
     held = io.BytesIO()
     np.savez(held, **arrays(run))

@@ -65,3 +65,9 @@ def test_the_readme_restores_from_an_export_alone(env, tmp_path):
     assert not [name for name in held if "opt" in name]
     about = json.loads((output / "model.json").read_text())
     assert (about["step"], about["prediction"], about["levels"]) == (3, "x0", 10)
+
+    before = (output / "model.npz").read_bytes()
+    status, _, stderr = script_runs.call("export", f"--workdir={workdir}", f"--output={output}")
+    message = f"error: {output / 'model.npz'} exists: choose another --output\n"
+    assert (status, stderr) == (2, message)
+    assert (output / "model.npz").read_bytes() == before
