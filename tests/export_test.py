@@ -53,7 +53,8 @@ def test_the_readme_restores_from_an_export_alone(env, tmp_path):
     ts, walked = samplers.uniform_grid(10), restorers.process(D, R)
     walk = jax.jit(lambda xT: samplers.sample(samplers.improved, walked, jax.random.key(0), xT, ts))
     restored = np.load(tmp_path / "restored.npy")
-    np.testing.assert_allclose(restored, walk(xT), atol=1e-5)
+    # L enlarges float32's rounding, 6e-8 of x_t, by up to std(x0) / (2 floor), floor = 1e-3.
+    np.testing.assert_allclose(restored, walk(xT), atol=1e-4)
     assert np.abs(restored - xT).max() > 0.1
 
     # Also D's own tables are there, as they are.
