@@ -52,7 +52,8 @@ demo: environment ## train, sample and judge a deblurring of handwritten digits,
 
 overfit: environment ## learn eight images by heart in a minute, or say what is broken: CONFIG=...
 	$(BIN)/python -m experiments.train --config=$(CONFIG) --config.data.limit=8 \
-	--config.train.steps=300 --config.train.loss=l2 --workdir=runs/overfit
+	--config.train.steps=300 --config.train.loss=l2 --config.train.perturbation=0 \
+	--workdir=runs/overfit
 
 test: environment ## ruff, mypy and the whole test suite
 	$(BIN)/ruff check .
