@@ -9,23 +9,38 @@ import pathlib
 import numpy as np
 import pytest
 
+from experiments import report
 from experiments.lib import timing
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 
 
 def result(name):
     return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["demo", "mnist_deblur"])
-def test_restored(name):
-    found = result(name)
+def test_restored():
+    found = result("demo")
     for method, row in found["methods"].items():
         line = f"| {method} | {row['rmse']:.3f} | {row['psnr']:.2f} | {row['ssim']:.3f} |"
         assert line in README
     assert f"{found['images']:,} held-out" in README
+
+
+def test_mnist_beside_the_paper():
+    _, _, table = report.paper_table(result("mnist")["results"]).partition("\n\n")
+    assert table in README
+
+
+def test_mnist_over_cpu_time():
+    for task in ("mnist_deblur", "mnist_inpaint", "mnist_superres"):
+        for one in result("mnist")["results"][task]:
+            ways = [one["methods"][way] for way in ("direct", "Algorithm 1", "Algorithm 2")]
+            cells = [f"{way['rmse']:.3f} / {way['ssim']:.3f}" for way in ways]
+            head = f"| {task}, {one['cpu_seconds']:,.0f} | {one['images']:,} |"
+            assert f"{head} {' | '.join(cells)} |" in PERFORMANCE
 
 
 def test_tasks():
@@ -109,9 +124,10 @@ def test_preconditioning(name, data):
         assert f"| {data}, {variant} | {' | '.join(map(over_seeds, values))} |" in README
 
 
-def test_benchmark():
+@pytest.mark.parametrize("page", [README, PERFORMANCE], ids=["README", "performance"])
+def test_benchmark(page):
     rows = [timing.Row(**row) for row in result("benchmark")["rows"]]
     head, rule, *lines = timing.markdown(rows).splitlines()
-    shown = README.partition(f"{head}\n{rule}\n")[2].partition("\n\n")[0].splitlines()
+    shown = page.partition(f"{head}\n{rule}\n")[2].partition("\n\n")[0].splitlines()
     assert len(shown) > 3
     assert set(shown) <= set(lines)
