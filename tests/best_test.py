@@ -33,10 +33,12 @@ def trained(monkeypatch, tmp_path):
 def test_the_best_stays_and_is_found(trained, tmp_path):
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["15", "6"]
     for step, found in (("best", 6), ("6", 6), ("15", 15)):
-        call = ("export", f"--workdir={trained}", f"--output={tmp_path / 'out'}", f"--step={step}")
-        status, _, err = script_runs.call(*call)
+        output = tmp_path / step
+        status, _, err = script_runs.call(
+            "export", f"--workdir={trained}", f"--output={output}", f"--step={step}"
+        )
         assert status == 0, err
-        assert json.loads((tmp_path / "out" / "model.json").read_text())["step"] == found
+        assert json.loads((output / "model.json").read_text())["step"] == found
     for step in ("7", "first", "0"):
         status, _, err = script_runs.call("evaluate", f"--workdir={trained}", f"--step={step}")
         said = f"--step must be best or one that {trained} holds, 6, 15; got '{step}'"
