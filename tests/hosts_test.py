@@ -90,6 +90,17 @@ def test_the_result_does_not_depend_on_the_number_of_devices(folder, parallel):
     assert max(apart) < 1e-5
 
 
+def stopped(pair, who):
+    """Stops two hosts by SIGTERM to some of them; what `processes.finish` says of each."""
+    for host in who:
+        pair[host].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    ended = processes.finish(pair)
+    assert time.monotonic() - began < 30
+    assert [status for status, _, _ in ended] == [143, 143], ended
+    return ended
+
+
 @pytest.mark.pods
 @pytest.mark.parametrize("who", [[1], [0, 1], [0, 0, 1, 1]])
 def test_sigterm_stops_all_hosts_at_one_step(folder, who):
@@ -97,12 +108,7 @@ def test_sigterm_stops_all_hosts_at_one_step(folder, who):
     arguments = ("--config.train.steps=10000", "--config.run.keep=9", f"--workdir={workdir}")
     pair = processes.start_two(folder, *arguments)
     processes.wait_for_a_checkpoint(pair, workdir)
-    for host in who:
-        pair[host].send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    ended = processes.finish(pair)
-    assert time.monotonic() - began < 30
-    assert [status for status, _, _ in ended] == [143, 143], ended
+    ended = stopped(pair, who)
     said = [re.findall(r"interrupted at step ([\d,]+): the same", text) for _, text, _ in ended]
     assert said[0] == said[1]
     step = int(said[0][0].replace(",", ""))
@@ -177,17 +183,6 @@ def wait_for_text(process, text):
         assert process.poll() is None, said
 
 
-def stopped(pair, who):
-    """Stops two hosts by SIGTERM to some of them; what they said on stderr."""
-    for host in who:
-        pair[host].send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    ended = processes.finish(pair)
-    assert time.monotonic() - began < 30
-    assert [status for status, _, _ in ended] == [143, 143], ended
-    return [stderr for _, _, stderr in ended]
-
-
 WHO = [[0], [1], [0, 1]]
 
 
@@ -200,7 +195,7 @@ def test_sigterm_stops_sampling_on_all_hosts(folder, slow, who):
     while not list(outputs[1].glob("batch_????????.npz")):
         assert all(process.poll() is None for process in pair)
         time.sleep(0.01)
-    for host, said in enumerate(stopped(pair, who)):
+    for host, (_, _, said) in enumerate(stopped(pair, who)):
         line = f"host {host} of 2 was stopped by SIGTERM: the same command goes on where it stopped"
         assert said.splitlines()[-1] == line
     assert len(list(outputs[1].glob("batch_????????.npz"))) < 50
@@ -225,7 +220,7 @@ def test_sigterm_stops_evaluation_on_all_hosts(folder, slow, who):
     report.unlink(missing_ok=True)
     pair = processes.start_two(folder, *arguments, script="evaluate")
     wait_for_text(pair[0], "restoring")
-    for host, said in enumerate(stopped(pair, who)):
+    for host, (_, _, said) in enumerate(stopped(pair, who)):
         line = f"host {host} of 2 was stopped by SIGTERM: the same command starts anew"
         assert said.splitlines()[-1] == line
     assert not report.exists()

@@ -6,14 +6,20 @@ python -m experiments.compare --study=experiments/studies/preconditioning.py \
 
 from experiments.configs import default
 
-SUPER_RESOLUTION = {"degradation": {"family": "downsample", "steps": 2, "method": "bicubic"}}
 ON, OFF = {"model.precondition": True}, {"model.precondition": False}
-VARIANTS = {
-    "deblurring, preconditioned": ON,
-    "deblurring, plain": OFF,
-    "super-resolution, preconditioned": SUPER_RESOLUTION | ON,
-    "super-resolution, plain": SUPER_RESOLUTION | OFF,
-}
+
+
+def variants(halvings: int) -> dict:
+    lost = {"degradation": {"family": "downsample", "steps": halvings, "method": "bicubic"}}
+    return {
+        "deblurring, preconditioned": ON,
+        "deblurring, plain": OFF,
+        "super-resolution, preconditioned": lost | ON,
+        "super-resolution, plain": lost | OFF,
+    }
+
+
+VARIANTS = variants(halvings=2)
 
 
 def get_config():

@@ -5,15 +5,9 @@ python -m experiments.compare --study=experiments/studies/preconditioning_mnist.
 """
 
 from experiments.configs import default
+from experiments.studies import preconditioning
 
-SUPER_RESOLUTION = {"degradation": {"family": "downsample", "steps": 3, "method": "bicubic"}}
-ON, OFF = {"model.precondition": True}, {"model.precondition": False}
-VARIANTS = {
-    "deblurring, preconditioned": ON,
-    "deblurring, plain": OFF,
-    "super-resolution, preconditioned": SUPER_RESOLUTION | ON,
-    "super-resolution, plain": SUPER_RESOLUTION | OFF,
-}
+VARIANTS = preconditioning.variants(halvings=3)
 
 
 def get_config():
