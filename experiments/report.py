@@ -257,7 +257,7 @@ PAPER: dict[str, dict[str, tuple[float, float | None]]] = {
     "cifar10_inpaint": {"degraded": (0.143, 0.615)},
     "cifar10_superres": {"degraded": (0.146, 0.279)},
 }
-POINTS, WATCHED = 8, 256  # saves on the way of a training, of which 1, 2 and 4 are judged; images
+POINTS, WATCHED = 8, 256  # saves of a training, of which 1, 2, 4 and 8 are judged; images
 
 
 def affordable(name: str, workdirs: pathlib.Path, cpu_seconds: int) -> int:
@@ -282,14 +282,15 @@ def evaluated(workdir: pathlib.Path, step: int | None = None, images: int | None
 
 
 def restored(name: str, workdirs: pathlib.Path, cpu_seconds: int) -> list[dict]:
-    """A task trained, and judged at each of its points; the last on all test images."""
+    """A task trained, and judged at each of its points; at the last one on all test images, too."""
     workdir, steps = workdirs / name, affordable(name, workdirs, cpu_seconds)
     every = steps // POINTS
     changes = {"train.steps": steps, "run.checkpoint_every": every}
     # Stops on the way save as well; and looking is not training.
     changes |= {"run.keep": 4 * POINTS, "run.evaluate_every": steps}
     train(name, workdir, {f"config.{field}": value for field, value in changes.items()})
-    found = [evaluated(workdir, k * every, WATCHED) for k in (1, 2, 4)] + [evaluated(workdir)]
+    found = [evaluated(workdir, k * every, WATCHED) for k in (1, 2, 4, POINTS)]
+    found.append(evaluated(workdir))
     spent = {line["step"]: line for line in files.read_lines(workdir / "metrics.jsonl")}
     for one in found:
         one |= {field: spent[one["step"]][field] for field in ("cpu_seconds", "seconds")}
@@ -337,9 +338,10 @@ def _cell(rmse: float | None, ssim: float | None) -> str:
 
 
 def _curves(found: dict[str, list[dict]]):
-    """RMSE and SSIM over the CPU time of training; the paper's as lines."""
+    """RMSE and SSIM of the images watched over the CPU time of training; the paper's as lines."""
     figure, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6), layout="constrained")
     for column, (name, points) in zip(axes.T, found.items(), strict=True):
+        *points, _ = points  # the last is of other images
         minutes = [point["cpu_seconds"] / 60 for point in points]
         for axis, score, k in zip(column, ("rmse", "ssim"), (0, 1), strict=True):
             for color, method in (("C0", "direct"), ("C1", "Algorithm 2")):
@@ -347,7 +349,9 @@ def _curves(found: dict[str, list[dict]]):
                 axis.plot(minutes, values, "o-", color=color, label=method)
                 axis.axhline(PAPER[name][method][k], color=color, ls=":", label="the paper")
             axis.set(xlabel="CPU minutes of training", ylabel=score.upper(), xscale="log")
-            axis.grid(alpha=0.3, which="both")
+            axis.set_xticks(minutes, [f"{at:.0f}" for at in minutes])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
         column[0].set_title(name)
     axes[0, 0].legend()
     return figure
