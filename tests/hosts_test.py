@@ -4,12 +4,14 @@ Oracles: one process with as many devices; the exit statuses that docs/pods.md p
 list of the global batches.
 """
 
+import contextlib
 import functools
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -394,20 +396,44 @@ def test_the_slurm_script_starts_a_task_a_node(folder):
     assert processes.saved_steps(folder / "slurm")[-1] == 20
 
 
-def test_a_host_that_never_comes_is_one_line(folder):
+def start_alone(host, seconds):
+    """One host of two, which waits so long for the other; and the port of the first."""
     code = (
-        "import sys; from experiments.lib import commands, hosts; hosts.JOIN_SECONDS = 2;"
+        f"import sys; from experiments.lib import commands, hosts; hosts.JOIN_SECONDS = {seconds};"
         "commands.run(hosts.joined()(lambda: print('joined')))"
     )
-    given = [f"--coordinator_address=127.0.0.1:{processes.free_port()}", "--num_processes=2"]
-    arguments = [sys.executable, "-c", code, "--distributed", *given, "--process_id=0"]
-    ended = subprocess.run(
-        arguments, cwd=processes.ROOT, text=True, capture_output=True, timeout=60, env=os.environ
-    )
-    assert ended.returncode == 1
-    (line,) = ended.stderr.strip().splitlines()
+    port = processes.free_port()
+    given = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
+    arguments = [sys.executable, "-c", code, "--distributed", *given, f"--process_id={host}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(arguments, cwd=processes.ROOT, **pipes), port
+
+
+def test_a_host_that_never_comes_is_one_line():
+    process, _ = start_alone(0, 2)
+    ((status, stdout, stderr),) = processes.finish([process], 60)
+    assert status == 1
+    (line,) = stderr.strip().splitlines()
     assert line.startswith("error: host 0 of 2 waited 2 s for the others at 127.0.0.1:")
-    assert "joined" not in ended.stdout
+    assert "joined" not in stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_host_that_waits_for_the_others(number):
+    process, port = start_alone(0, 300)
+    while True:  # until it listens
+        assert process.poll() is None, process.communicate()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    began = time.monotonic()
+    ((status, stdout, stderr),) = processes.finish([process], 60)
+    assert time.monotonic() - began < 10
+    assert status == 128 + number
+    assert stderr == f"stopped by {number.name}: the same command starts anew\n"
+    assert "joined" not in stdout
 
 
 ADDRESS = {"coordinator_address": "127.0.0.1:1"}

@@ -162,6 +162,23 @@ def test_mnist_spends_its_budget_and_is_set_beside_the_paper(called, tmp_path, c
     assert sum(script == "evaluate" for script, _ in called) == len(judged) == 15
 
 
+def test_cifar10_is_trained_on_what_fits_a_laptop(called, capsys):
+    with flagsaver.flagsaver(study="cifar10", cpu_seconds=410, images=1000):
+        report.main()
+    lines = capsys.readouterr().out.splitlines()
+    trained = [arguments for script, arguments in called if script == "train"]
+    assert [one["config.model.patch"] for one in trained] == 6 * [2]
+    assert [one["config.train.steps"] for one in trained] == 3 * [75, 1000]
+    assert [arguments.get("images") for script, arguments in called if script == "evaluate"] == (
+        3 * [256, 256, 256, 256, 1000]
+    )
+    row = "0.000 / 1.000 | 0.125 / 0.875 | 0.250 / 0.750 | 0.375 / 0.625 |"
+    assert lines[-6:-4] == [
+        f"| cifar10_deblur | 7.0 | {row}",
+        "| the paper |  | 0.136 / 0.315 | 0.071 / 0.775 |  | 0.075 / 0.773 |",
+    ]
+
+
 def test_it_ends_as_the_script_that_fails(monkeypatch):
     seen = []
 
