@@ -278,8 +278,8 @@ PAPER: dict[str, dict[str, tuple[float, float | None]]] = {
 SHORT: dict[str, dict[str, Any]] = {
     "mnist": {},
     "cifar10": {
-        "model.patch": 2,
-        "model.multipliers": "(1, 2, 2)",
+        "model.patch": 4,
+        "model.multipliers": "(1, 2)",
         "model.blocks": 1,
         "model.attention": "()",
         "model.precondition_floor": 1e-4,

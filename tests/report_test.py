@@ -167,7 +167,7 @@ def test_cifar10_is_trained_on_what_fits_a_laptop(called, capsys):
         report.main()
     lines = capsys.readouterr().out.splitlines()
     trained = [arguments for script, arguments in called if script == "train"]
-    assert [one["config.model.patch"] for one in trained] == 6 * [2]
+    assert [one["config.model.patch"] for one in trained] == 6 * [4]
     assert [one["config.train.steps"] for one in trained] == 3 * [75, 1000]
     assert [arguments.get("images") for script, arguments in called if script == "evaluate"] == (
         3 * [256, 256, 256, 256, 1000]
