@@ -26,7 +26,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
@@ -151,6 +150,8 @@ def batches(
     Every epoch is shuffled anew; the order depends on the seed alone. "position" is
     each example's index in the global batch. shared=False: all of each batch, on any host.
     """
+    import grain  # what only reads a source need not wait for it
+
     host, hosts = (jax.process_index(), jax.process_count()) if shared else (0, 1)
     position = np.arange(host, batch_size, hosts, dtype=np.int32)
 

@@ -183,6 +183,11 @@ def depends_on_x0(
     """
     if x0_BHWC.ndim != 4 or len(x0_BHWC) < 2:
         raise ValueError(f"x0_BHWC must be [B, H, W, C] with B > 1; got shape {x0_BHWC.shape}")
-    xT_BHWC = jax.jit(jax.vmap(lambda x0: degrade_fn(x0, jnp.float32(1), omega)))(x0_BHWC)
-    scale = jnp.maximum(jnp.mean(jnp.square(xT_BHWC)), jnp.mean(jnp.square(x0_BHWC)))
-    return bool(jnp.mean(jnp.var(xT_BHWC, axis=0)) > tolerance**2 * scale)
+
+    @jax.jit
+    def varies(x0_BHWC):
+        xT_BHWC = jax.vmap(lambda x0: degrade_fn(x0, jnp.float32(1), omega))(x0_BHWC)
+        scale = jnp.maximum(jnp.mean(jnp.square(xT_BHWC)), jnp.mean(jnp.square(x0_BHWC)))
+        return jnp.mean(jnp.var(xT_BHWC, axis=0)) > tolerance**2 * scale
+
+    return bool(varies(x0_BHWC))

@@ -10,6 +10,7 @@ and all kernels together can be cut from one vector n.
 Depends on: jax, flax, numpy.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,27 +37,16 @@ def init(model: nn.Module, key: Array, shape: Sequence[int]) -> Any:
     Note: a leaf of another law, as an embedding's, is drawn by `model.init`. Layers stacked by
       nn.scan or nn.vmap are not for this function: it would take the stack for a larger fan_in.
     """
-    example = key, jnp.zeros(shape), jnp.zeros(())
-    modules = {}
-
-    def note(call, args, kwargs, context):
-        modules[context.module.path] = context.module
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        leaves, tree = jax.tree.flatten_with_path(jax.eval_shape(model.init, *example))
+    leaves, tree = _leaves(model, tuple(shape))
     kernels: list[Any] = []
     others: list[Any] = []
     values: dict[Any, Any] = {}
-    for path, leaf in leaves:
-        _, *names, name = (part.key for part in path)
-        module: Any = modules.get(tuple(names))
-        law = getattr(module, f"{name}_init", None)
+    for path, leaf, law, features in leaves:
         if law in (nn.initializers.zeros, nn.initializers.ones):
             one = np.asarray(law is nn.initializers.ones, leaf.dtype)
             values[path] = np.broadcast_to(one, leaf.shape)  # where shapes are asked for: no memory
         elif law is nn.Dense.kernel_init:
-            kernels.append((path, leaf, leaf.size / np.prod(module.features)))
+            kernels.append((path, leaf, leaf.size / np.prod(features)))
         else:
             others.append(path)
 
@@ -74,8 +64,32 @@ def init(model: nn.Module, key: Array, shape: Sequence[int]) -> Any:
             drawn = jax.tree.leaves_with_path(model.init(*example))
             return [leaf for path, leaf in drawn if path in others]
 
-        values |= zip(others, draw_others(*example), strict=True)
-    return jax.device_put(jax.tree.unflatten(tree, [values[path] for path, _ in leaves]))
+        values |= zip(others, draw_others(key, *_example(shape)), strict=True)
+    return jax.device_put(jax.tree.unflatten(tree, [values[path] for path, *_ in leaves]))
+
+
+@functools.lru_cache(maxsize=8)  # a command asks several times, and each traces the network
+def _leaves(model: nn.Module, shape: tuple[int, ...]) -> tuple[list[tuple], Any]:
+    """([(path, its shape and dtype, its law, its module's features), ...], the tree)"""
+    modules = {}
+
+    def note(call, args, kwargs, context):
+        modules[context.module.path] = context.module
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        tree = jax.eval_shape(model.init, jax.random.key(0), *_example(shape))
+    found = []
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        _, *names, name = (part.key for part in path)
+        module: Any = modules.get(tuple(names))
+        law = getattr(module, f"{name}_init", None)
+        found.append((path, leaf, law, getattr(module, "features", None)))
+    return found, jax.tree.structure(tree)
+
+
+def _example(shape: Sequence[int]) -> tuple[Array, Array]:
+    return jnp.zeros(shape), jnp.zeros(())
 
 
 def as_functions(

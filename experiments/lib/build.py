@@ -323,7 +323,8 @@ def own_noise(degradation: base.Degradation) -> float:
     """sigma of a linear D at t = 1: the noise that R saw without train.perturbation."""
     if degradation.linear_fn is None:
         return 0.0
-    return float(restorers.linear_fn(degradation)(jnp.ones(()))[1])
+    # One small program in place of one an operation.
+    return float(jax.jit(lambda t: restorers.linear_fn(degradation)(t)[1])(jnp.ones(())))
 
 
 def fit_wiener(experiment: Experiment, source: data.Source) -> wiener.WienerRestorer | None:

@@ -20,7 +20,7 @@ def every_way(
     key_omega, key_sample = jax.random.split(key)
     omega = draw(problem.degradation, key_omega, x0)
     xT = degrade(problem.degradation, x0, ts[0], omega)
-    restore_fn = restorers.restorer(objective, params, problem)
+    restore_fn = jax.jit(restorers.restorer(objective, params, problem))  # traced once for all
     process = restorers.process(problem.degradation, restore_fn)
     ways = [xT, restore_fn(xT, ts[0])]
     for sampler in (samplers.naive, samplers.improved):
