@@ -54,7 +54,8 @@ def open_manager(directory: str | os.PathLike, *, keep: int | None = None) -> oc
         best_mode="min",
         enable_async_checkpointing=True,
     )
-    return _Manager(os.path.abspath(directory), options=options)
+    place = os.fspath(directory)
+    return _Manager(place if "://" in place else os.path.abspath(place), options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, loss: float | None = None) -> None:
@@ -94,7 +95,7 @@ def load(
     """
     reader = ocp.StandardCheckpointer()  # a damaged step can spoil a manager for all others
     for at in sorted(manager.all_steps(), reverse=True) if step is None else [step]:
-        path = pathlib.Path(manager.directory, str(at))
+        path = manager.directory / str(at)
         try:
             held = reader.restore(path / "default")
         except Exception as error:  # whatever a damaged file makes of the reader

@@ -124,7 +124,8 @@ def draw(path: pathlib.Path, verdict: str, curves: dict[str, list[float]]) -> No
     )
     axes[1].legend(fontsize=8)
     figure.suptitle("\n".join(textwrap.wrap(verdict, 110)), fontsize=10)
-    figure.savefig(path, dpi=110)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
@@ -160,11 +161,11 @@ def report(run: runs.Run, workdir: pathlib.Path, foretold: Generation | None) ->
 
 @hosts.joined()
 def main() -> int:
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = files.folder(_WORKDIR.value)
     run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     foretold = build.foretell(run.experiment, run.source)  # on all hosts
     return hosts.on_first(lambda: report(run, workdir, foretold))
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, buckets={"workdir"})

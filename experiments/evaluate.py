@@ -128,7 +128,7 @@ def generated_markdown(rows: dict[str, dict]) -> str:
 
 @hosts.joined()
 def main() -> int:
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = files.folder(_WORKDIR.value)
     run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     config = run.experiment.config
     about = {"step": int(run.state.step), "data": config.data.name}
@@ -137,7 +137,7 @@ def main() -> int:
 
         def compare() -> None:
             train = build.load_data(config, "train", run.roots)
-            evaluate_generated(pathlib.Path(_GENERATED.value), train, run.source, about)
+            evaluate_generated(files.folder(_GENERATED.value), train, run.source, about)
 
         return hosts.on_first(compare)
 
@@ -164,4 +164,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    commands.run(main)
+    commands.run(main, buckets={"workdir", "generated"})

@@ -8,7 +8,6 @@ model.json, with D's family and its arguments, the network's, and what it predic
 how to restore an image from them without this command and without checkpoints.
 """
 
-import io
 import json
 import pathlib
 from typing import Any
@@ -63,18 +62,17 @@ def about(run: runs.Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    output = pathlib.Path(_OUTPUT.value)
+    output = files.folder(_OUTPUT.value)
     for path in (output / "model.npz", output / "model.json"):
         if path.exists():
             raise commands.UsageError(f"{path} exists: choose another --output")
-    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
+    run = runs.load_run(files.folder(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
     output.mkdir(parents=True, exist_ok=True)
-    held = io.BytesIO()
-    np.savez(held, **arrays(run))
-    files.write_bytes(output / "model.npz", held.getvalue())
+    with files.whole(output / "model.npz") as file:
+        np.savez(file, **arrays(run))
     files.write_json(output / "model.json", about(run))
     print(f"wrote model.npz and model.json of step {int(run.state.step):,} into {output}")
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, buckets={"workdir", "output"})

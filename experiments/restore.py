@@ -326,9 +326,9 @@ def main() -> int:
     if given is not None and not 0 < given <= 1:
         raise UsageError(f"--severity must lie in (0, 1]; got {given}")
     given = 1.0 if _DEGRADE.value and given is None else given
-    run = runs.load_run(pathlib.Path(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
+    run = runs.load_run(files.folder(_WORKDIR.value), _STEP.value, directory=_DIRECTORY.value)
     return hosts.on_first(lambda: restore_inputs(run, given))
 
 
 if __name__ == "__main__":
-    commands.run(main, again="the same command goes on where it stopped")
+    commands.run(main, again="the same command goes on where it stopped", buckets={"workdir"})

@@ -10,7 +10,6 @@ command goes on, and image i depends on --seed and i alone, whatever the batch o
 """
 
 import math
-import os
 import pathlib
 
 import jax
@@ -109,11 +108,10 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
             if pictures.count_images(batch) < min(size, num - start):
                 keys, labels = keys_labels(start, size)
                 images = metrics.to_uint8(make_fn(operand, keys, labels))
-                partial = batch.with_suffix(".partial.npz")
-                np.savez_compressed(
-                    partial, image=images[: num - start], label=labels[: num - start]
-                )
-                os.replace(partial, batch)
+                with files.whole(batch) as file:
+                    np.savez_compressed(
+                        file, image=images[: num - start], label=labels[: num - start]
+                    )
             bar.update(min(size * count, num - start))
     parallel.wait_for_all("generated")
 
@@ -121,7 +119,8 @@ def generate(run: runs.Run, output: pathlib.Path, num: int, chosen: dict) -> int
         first = pictures.read_images(output, min(num, _GRID_IMAGES))
         columns = int(np.ceil(np.sqrt(len(first))))
         scale = max(1, 64 // first.shape[1])
-        pictures.to_pil(pictures.tile(first, columns), scale).save(output / "grid.png")
+        with files.whole(output / "grid.png") as file:
+            pictures.to_pil(pictures.tile(first, columns), scale).save(file, format="PNG")
         every = -(-len(build.grid(run.experiment, chosen["steps"])) // _GIF_STATES)
         trace_fn = parallel.map_examples(
             walks.generator(run.experiment, **shared, keep_every=every)
@@ -139,7 +138,7 @@ def main() -> int:
     for flag in (_PERTURBATION, _GUIDANCE):
         if flag.value is not None and not math.isfinite(float32(flag.value)):
             raise UsageError(f"--{flag.name} must be finite; got {flag.value}")
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = files.folder(_WORKDIR.value)
     run = runs.load_run(workdir, _STEP.value, directory=_DIRECTORY.value)
     if _NUM.value is None:
         return hosts.on_first(
@@ -167,9 +166,14 @@ def main() -> int:
         "seed": _SEED.value,
         "batch_size": config.sample.batch_size,
     }
-    return generate(run, pathlib.Path(_OUTPUT.value or workdir / "generated"), _NUM.value, chosen)
+    output = workdir / "generated" if _OUTPUT.value is None else files.folder(_OUTPUT.value)
+    return generate(run, output, _NUM.value, chosen)
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    commands.run(main, again="the same command goes on where it stopped")
+    commands.run(
+        main,
+        again="the same command goes on where it stopped",
+        buckets={"workdir", "output"},
+    )

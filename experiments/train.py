@@ -53,7 +53,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> int:
     config = resolve(_CONFIG.value)
     check_devices(config)
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = files.folder(_WORKDIR.value)
     roots = runs.known_roots(workdir)
     experiment, source = build.build(config, "train", roots)
     if jax.process_count() > 1:
@@ -269,4 +269,8 @@ def _diverged(step: int, log: records.Log, experiment: build.Experiment, manager
 
 
 if __name__ == "__main__":
-    commands.run(main, again="the same command goes on from the last checkpoint")
+    commands.run(
+        main,
+        again="the same command goes on from the last checkpoint",
+        buckets={"workdir", "init"},
+    )

@@ -216,7 +216,10 @@ COMMANDS = [
     ("train", [script_runs.CONFIG, "--workdir={f}"], "{f}"),
     ("train", [script_runs.CONFIG, "--workdir={f}/deeper"], "{f}"),
     ("train", [script_runs.CONFIG, "--workdir=/proc/nowhere"], "/proc/nowhere"),
-    ("train", [script_runs.CONFIG, "--workdir=gs://b/run"], "--workdir=gs://b/run is no folder"),
+    ("train", [script_runs.CONFIG, "--workdir=s3://b/run"], "--workdir=s3://b/run is no folder"),
+    ("train", [script_runs.CONFIG, "--workdir=gs://b"], "--workdir=gs://b is no folder"),
+    ("strips", ["--output=gs://b/o"], "--output=gs://b/o is no folder"),
+    ("restore", ["--workdir={t}", "--input={f}", "--output=gs://b/o"], "--output=gs://b/o is no"),
     ("train", [script_runs.CONFIG, "--workdir={t}/new", "--init={t}/none"], "--init={t}/none"),
     ("train", [script_runs.CONFIG, "--workdir={t}/new", "stray"], "stray"),
     ("train", [script_runs.CONFIG, "--workdir={t}/new", "--unknown=1"], "unknown"),
@@ -277,6 +280,30 @@ def test_a_bad_flag(tmp_path, case):
     assert message.format(**places) in lines[0], err
     assert not list(folder.iterdir())
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("train", [script_runs.CONFIG, "--workdir=gs://b/run"]),
+        ("train", [script_runs.CONFIG, "--workdir={t}/new", "--init=gs://b/run"]),
+        ("sample", ["--workdir=gs://b/run"]),
+        ("sample", ["--workdir={t}", "--num=3", "--output=gs://b/run"]),
+        ("evaluate", ["--workdir=gs://b/run"]),
+        ("evaluate", ["--workdir={t}", "--generated=gs://b/run"]),
+        ("restore", ["--workdir=gs://b/run", "--input={t}", "--output={t}/o"]),
+        ("audit", ["--workdir=gs://b/run"]),
+        ("export", ["--workdir=gs://b/run", "--output={t}/o"]),
+    ],
+)
+def test_a_bucket_needs_a_package(tmp_path, monkeypatch, case):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    script, arguments = case
+    status, out, err = script_runs.call(script, *(one.format(t=tmp_path) for one in arguments))
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert "=gs://b/run needs gcsfs: pip install gcsfs" in line
+    assert not list(tmp_path.iterdir())
 
 
 # The same of real commands, of every kind one.

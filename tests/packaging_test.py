@@ -100,7 +100,7 @@ def test_an_extra_brings_what_it_builds_on():
     ("folder", "extra", "extra_in_functions"),
     [
         ("diffjax", None, "data"),
-        ("experiments", "experiments", "experiments"),
+        ("experiments", "experiments", "gcs"),
         ("tests", "test", "test"),
     ],
 )

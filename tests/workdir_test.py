@@ -155,6 +155,37 @@ def test_the_lines_of_a_resumed_run_are_those_of_one_never_stopped(
     assert [line["step"] for line in lines_of(plain)] == [4, 8, 12, 16, 17]
 
 
+class InBucket:
+    """As much of etils' paths as a file of lines needs: an object is read and written whole."""
+
+    def __init__(self):
+        self.content = None
+
+    def exists(self):
+        return self.content is not None
+
+    def read_bytes(self):
+        return self.content
+
+    def write_bytes(self, content):
+        self.content = content
+
+
+def test_in_a_bucket_lines_are_written_as_a_whole(tmp_path):
+    steps, on_disk, in_bucket = ([{"step": step} for step in (1, 2, 3)], tmp_path / "a", InBucket())
+    for path, seen in ((on_disk, 3), (in_bucket, 2)):
+        lines = files.Lines(path, 0)
+        lines.append(steps[0])
+        lines.append(steps[1])
+        lines.flush()
+        lines.append(steps[2])
+        assert files.read_lines(path) == steps[:seen]  # what a kill would leave
+        lines.flush()
+        assert files.read_lines(path) == steps
+        assert files.Lines(path, 2).kept == steps[:2]
+    assert in_bucket.content == on_disk.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
 def test_a_line_leaves_out_what_was_skipped(tmp_path):
     log_steps(tmp_path, 0, 17, every=4, saves={3}, steps=17)
     for line, steps in zip(

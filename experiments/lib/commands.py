@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 from absl import flags
@@ -43,12 +43,14 @@ def run(
     *,
     again: str = Stopped.again,
     operands: bool = False,
+    buckets: Collection[str] = (),
 ) -> None:
     """Parses the flags and runs main; what the user got wrong ends in one line and status 2.
 
     --help prints the command's docstring and its own flags, and exits 0. SIGTERM, SIGINT and
     SIGHUP end it in one line that says `again`, with status 128 + signal. Where nobody reads
-    what it prints any more, the work goes on. operands: main is given what is no flag.
+    what it prints any more, the work goes on. operands: main is given what is no flag. buckets:
+    the flags that may name a place in one (gs://BUCKET/NAME).
     """
     sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
     absl_logging.set_verbosity(absl_logging.FATAL)
@@ -64,12 +66,12 @@ def run(
         rest = _parsed()
         if len(rest) > 1 and not operands:
             raise UsageError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
-        for name in {"workdir", "init", "output"} & set(flags.FLAGS):
-            if "://" in (flags.FLAGS[name].value or ""):
-                raise UsageError(
-                    f"--{name}={flags.FLAGS[name].value} is no folder: mount the bucket, and give "
-                    "the folder that it is mounted at"
-                )
+        for name in ("workdir", "init", "output", "generated"):
+            place = flags.FLAGS[name].value if name in flags.FLAGS else None
+            if "://" in (place or ""):
+                if name not in buckets or not re.match("gs://[^/]+/[^/]", place):
+                    raise UsageError(f"--{name}={place} is no folder: give one on this disk")
+                _reach_bucket(name, place)
     Stopped.again = again
     for number in SIGNALS:
         signal.signal(number, _stop)
@@ -84,6 +86,26 @@ def run(
         print(stopped, file=sys.stderr)
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _reach_bucket(name: str, place: str) -> None:
+    """Raises UsageError where the packages for gs:// are absent, or the bucket cannot be read."""
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401
+        from etils import epath
+    except ModuleNotFoundError as error:
+        missing = error.name
+        raise UsageError(f"--{name}={place} needs {missing}: pip install gcsfs") from error
+    # Other hosts write there, too.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    try:
+        epath.Path("/".join(place.split("/")[:3])).stat()
+    except Exception as error:  # whatever networks, credentials and buckets raise
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UsageError(
+            f"--{name}={place}: the bucket cannot be read: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _set_xla_flags() -> None:

@@ -1,19 +1,72 @@
-"""What the commands keep on disk: whole or not at all, and valid JSON."""
+"""What the commands keep: whole or not at all, and valid JSON; on a disk, or in a bucket.
+
+A path in a bucket is etils', which is no pathlib.Path but one of its pure kind. An object appears
+whole by itself, and is never appended to; a folder is there as long as an object is in it.
+"""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
+import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from experiments.lib.commands import UsageError
 
 
+def folder(place: str) -> pathlib.Path:
+    """What a flag names: a path on this disk, or in a bucket (gs://)."""
+    if "://" not in place:
+        return pathlib.Path(place)
+    from etils import epath
+
+    return epath.Path(place)
+
+
+def on_disk(path: pathlib.Path) -> bool:
+    return isinstance(path, pathlib.Path)
+
+
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """All of the file or nothing, whenever this process ends or the machine stops."""
+    if not on_disk(path):
+        path.write_bytes(content)
+        return
     with _temporary(path, content) as temporary:
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path) -> Iterator[io.BytesIO]:
+    """A file to write into, which is there in the end, unless the body raised."""
+    held = io.BytesIO()
+    yield held
+    write_bytes(path, held.getvalue())
+
+
+def create(path: pathlib.Path) -> None:
+    """An empty file where there is none; of several who ask at once, for one alone.
+
+    Raises:
+      FileExistsError: for the others.
+    """
+    if on_disk(path):
+        path.open("x").close()
+    else:
+        import gcsfs
+
+        gcsfs.GCSFileSystem().pipe_file(str(path), b"", mode="create")
+
+
+def remove_tree(path: pathlib.Path) -> None:
+    """Removes a folder, if it is there."""
+    if on_disk(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.rmtree(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, tree: Any) -> None:
@@ -28,10 +81,11 @@ def read_json(path: pathlib.Path, fix: str) -> dict[str, Any]:
     Raises:
       UsageError: naming the file, and the fix, if it holds anything else.
     """
+    content = path.read_bytes()
     try:
-        held = json.loads(path.read_bytes())
+        held = json.loads(content)
     except ValueError as error:
-        reason = "is empty" if not path.stat().st_size else f"is no whole JSON ({error})"
+        reason = f"is no whole JSON ({error})" if content else "is empty"
         raise UsageError(f"{path} {reason}: {fix}") from error
     if not isinstance(held, dict):
         raise UsageError(f"{path} holds no JSON object but a {type(held).__name__}: {fix}")
@@ -66,16 +120,34 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
-def keep_lines(path: pathlib.Path, last: int) -> list[dict[str, Any]]:
-    """The lines up to that step; the others are removed from the file."""
-    kept = [line for line in read_lines(path) if line["step"] <= last]
-    write_bytes(path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
-    return kept
+class Lines:
+    """A file of lines that grows: on a disk at once, in a bucket as a whole at each `flush`.
 
+    It must be flushed before a checkpoint is saved. What a kill then loses of it are lines after
+    the last checkpoint, which the run that goes on from there writes again.
+    """
 
-def append_line(path: pathlib.Path, line: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+    def __init__(self, path: pathlib.Path, last: int):
+        """The lines up to that step are `kept`; the others are removed from the file."""
+        self._path = path
+        self.kept = [line for line in read_lines(path) if line["step"] <= last]
+        self._texts = [f"{json.dumps(line)}\n" for line in self.kept]
+        self._write()
+
+    def append(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line, allow_nan=False) + "\n"
+        if on_disk(self._path):
+            with self._path.open("a") as file:
+                file.write(text)
+        else:
+            self._texts.append(text)
+
+    def flush(self) -> None:
+        if not on_disk(self._path):
+            self._write()
+
+    def _write(self) -> None:
+        write_bytes(self._path, "".join(self._texts).encode())
 
 
 def finite(tree: Any) -> Any:

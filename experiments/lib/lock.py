@@ -1,7 +1,7 @@
 """One trainer a workdir.
 
-By a lock of the operating system, which death releases. Some network disks have none; there the
-owner goes on writing a file, and one that nobody writes any more is a dead owner's.
+By a lock of the operating system, which death releases. Some network disks have none, and no bucket
+has; there the owner goes on writing a file, and one that nobody writes any more is a dead owner's.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import jax
 
+from experiments.lib import files
 from experiments.lib.commands import UsageError
 
 BEAT, SILENCE = 5.0, 60.0  # seconds between two signs of life; without one for that long: dead
@@ -36,6 +37,10 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     owner = f"process {os.getpid()} on {socket.gethostname()} since {now}"
+    if not files.on_disk(workdir):
+        with _written(workdir, owner):
+            yield
+        return
     with (workdir / "lock").open("a+") as file:
         with contextlib.nullcontext() if _locked(workdir, file) else _written(workdir, owner):
             file.truncate(0)
@@ -75,14 +80,14 @@ def _written(workdir: pathlib.Path, owner: str) -> Iterator[None]:
                 raise _taken(workdir, seen.partition(",")[0])
         path.unlink()
     try:
-        path.open("x").close()
+        files.create(path)
     except FileExistsError as error:  # another was faster
         raise _taken(workdir, "") from error
     ended = threading.Event()
 
     def write():
         for count in itertools.count():
-            with contextlib.suppress(OSError):  # the network may come back
+            with contextlib.suppress(Exception):  # whatever a network raises; it may come back
                 path.write_text(f"{owner}, sign of life {count}\n")
             if ended.wait(BEAT):
                 break

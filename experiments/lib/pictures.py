@@ -1,6 +1,5 @@
 """The pictures that the scripts leave behind."""
 
-import io
 import pathlib
 import warnings
 import zipfile
@@ -51,7 +50,8 @@ def draw_grid(
         left=margin / size[0], right=0.998, top=1 - top / size[1], bottom=0.002,
         wspace=0.04, hspace=0.04,
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=110)
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -79,13 +79,15 @@ def write_gif(path: pathlib.Path, frames: np.ndarray, *, seconds: float = 4.0) -
     pictures = [to_pil(tile(images, columns), scale) for images in frames]
     durations = [int(1000 * seconds / len(frames))] * len(frames)
     durations[0] = durations[-1] = 800
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    with files.whole(path) as file:
+        pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:],
+                         duration=durations, loop=0)  # fmt: skip
 
 
 def count_images(path: pathlib.Path) -> int:
     """How many images a batch_*.npz holds; 0 for a file that is absent or not whole."""
     try:
-        with np.load(path, allow_pickle=False) as batch:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as batch:
             return len(batch["label"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return 0
@@ -97,7 +99,8 @@ def read_images(folder: pathlib.Path, num: int | None = None) -> np.ndarray:
     for path in sorted(folder.glob("batch_????????.npz")):
         if num is not None and count >= num:
             break
-        found.append(np.load(path)["image"])
+        with path.open("rb") as file:
+            found.append(np.load(file)["image"])
         count += len(found[-1])
     images = np.concatenate(found)[:num] if found else np.zeros((0, 1, 1, 1), np.uint8)
     return images.astype(np.float32) / 127.5 - 1
@@ -164,11 +167,10 @@ def draw_curves(workdir: pathlib.Path) -> None:
 
 def _save(figure: Any, path: pathlib.Path) -> None:
     """As a whole: somebody may look at it while the run goes on."""
-    content = io.BytesIO()
     # By numbers: to measure the texts would cost as much as to draw them.
     figure.subplots_adjust(left=0.09, right=0.99, bottom=0.15, top=0.92, wspace=0.35)
-    figure.savefig(content, dpi=110)
-    files.write_bytes(path, content.getvalue())
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=110)
 
 
 def draw_generation(path: pathlib.Path, found: Generation) -> None:
@@ -183,7 +185,8 @@ def draw_generation(path: pathlib.Path, found: Generation) -> None:
     axis.set_title("; ".join(found.broken) + " broken" if found.broken else "can generate")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with files.whole(path) as file:
+        figure.savefig(file, dpi=110, bbox_inches="tight")
 
 
 def incomplete(folder: pathlib.Path) -> str | None:

@@ -55,7 +55,7 @@ def _probe(workdir: pathlib.Path, name: str):
     try:
         yield folder, refused
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: etils', of a bucket
             (folder / name).unlink()
             workdir.rmdir()  # if it held nothing before
 

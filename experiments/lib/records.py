@@ -41,8 +41,8 @@ class Log:
             self.row = held["row"]
             self._pending = [(one["step"], _arrays(one)) for one in held["metrics"]]
         if self._main:
-            self._path = workdir / "metrics.jsonl"
-            kept = files.keep_lines(self._path, start)
+            self._lines = files.Lines(workdir / "metrics.jsonl", start)
+            kept = self._lines.kept
             spent = held or (kept[-1] if kept else {"seconds": 0.0, "cpu_seconds": 0.0})
             self._started = time.monotonic() - spent["seconds"]
             self._cpu_started = time.process_time() - spent["cpu_seconds"]
@@ -89,7 +89,7 @@ class Log:
         sums = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *severities)
         line["severity"] = training.severity_curves(sums)
         line = files.finite(line)
-        files.append_line(self._path, line)
+        self._lines.append(line)
         self._draw(step, line)
 
     def keep(self, step: int, others: Iterable[int]) -> None:
@@ -152,8 +152,9 @@ class Log:
         return line["loss"]
 
     def flush(self) -> None:
-        """Puts on disk what TensorBoard reads."""
+        """Puts where it belongs what is still in memory; to be called before a save."""
         if self._main:
+            self._lines.flush()
             self._curves.flush()
 
     def __enter__(self):
@@ -162,6 +163,7 @@ class Log:
     def __exit__(self, *_):
         self._bar.close()
         if self._main:
+            self._lines.flush()
             self._curves.close()
 
 

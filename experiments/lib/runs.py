@@ -8,7 +8,6 @@ commands draw or tabulate. Whoever trains there holds it, see `lock`.
 import contextlib
 import json
 import pathlib
-import shutil
 import sys
 from typing import Any, NamedTuple
 
@@ -86,7 +85,7 @@ def claim(
         held = files.read_json(path, _RESTORE)
         if held != wanted and not is_started(workdir):
             if write and jax.process_index() == 0:
-                shutil.rmtree(workdir / "fitted", ignore_errors=True)
+                files.remove_tree(workdir / "fitted")
                 files.write_json(path, wanted)
             return
         here, there = flatten(wanted), _defaults() | flatten(held)
@@ -272,7 +271,7 @@ def averaged_params(path: str, experiment: build.Experiment) -> Any:
     Raises:
       UsageError: if nothing was trained there, or its network is another.
     """
-    workdir = pathlib.Path(path)
+    workdir = files.folder(path)
     if not (workdir / "checkpoints").is_dir():
         raise UsageError(f"--init={path} holds no checkpoint: train there first")
     held = load_state(workdir)

@@ -43,8 +43,8 @@ class Watch:
         self._examples = {name: examples[name] for name in names}
         self._key = jax.random.key(experiment.config.seed + 6)
         self._workdir = workdir
-        lines = files.keep_lines(workdir / "heldout.jsonl", start)
-        self._statuses = lines[-1]["checks"] if lines else {}
+        self._lines = files.Lines(workdir / "heldout.jsonl", start)
+        self._statuses = self._lines.kept[-1]["checks"] if self._lines.kept else {}
 
     def look(self, step: int, params: Any) -> tuple[dict[str, Any], np.ndarray, list[str]]:
         """(line of heldout.jsonl, picture, what has turned); all but the last are kept."""
@@ -69,8 +69,10 @@ class Watch:
             jax.tree.map(lambda x: x if isinstance(x, int | str) else np.asarray(x).tolist(), line)
         )
         picture = self._picture(seen["images"])
-        files.append_line(self._workdir / "heldout.jsonl", line)
-        pictures.to_pil(picture, 3).save(self._workdir / "heldout.png")
+        self._lines.append(line)
+        self._lines.flush()
+        with files.whole(self._workdir / "heldout.png") as file:
+            pictures.to_pil(picture, 3).save(file, format="PNG")
         turned = [
             f"step {step:,}: {one.name} turns from {self._statuses[one.name]} to {one.status}: "
             f"{one.advice}"
