@@ -40,12 +40,14 @@ def test_runs_of_other_images_are_not_compared(tmp_path):
 
 
 def test_the_best_are_marked():
-    def row(rmse, ssim):
-        return {"step": 9, "methods": {"direct": {"rmse": rmse, "ssim": ssim}}}
+    def row(spent, rmse, ssim):
+        methods = {"direct": {"rmse": rmse, "ssim": ssim}}
+        return {"step": 9, "cpu_seconds": spent, "methods": methods}
 
-    lines = comparison.markdown({"a": row(0.2, 0.5), "b": row(0.1, 0.5)}).splitlines()
-    assert lines[2] == "| a | 9 | 0.200 / **0.500** |"
-    assert lines[3] == "| b | 9 | **0.100** / **0.500** |"
+    judged = {"a": row(None, 0.2, 0.5), "b": row(1234.5, 0.1, 0.5)}
+    lines = comparison.markdown(judged).splitlines()
+    assert lines[2] == "| a | 9 | - | 0.200 / **0.500** |"
+    assert lines[3] == "| b | 9 | 1,234 | **0.100** / **0.500** |"
 
 
 def test_a_run_beside_its_copy(tmp_path):
@@ -62,7 +64,10 @@ def test_a_run_beside_its_copy(tmp_path):
     report = json.loads((tmp_path / "comparison.json").read_text())
     first, second = report["runs"].values()
     assert first == second
-    assert f"| {one} | 6 | **{first['methods']['degraded']['rmse']:.3f}** / " in printed
+    spent = json.loads((one / "metrics.jsonl").read_text().splitlines()[-1])["cpu_seconds"]
+    assert (
+        f"| {one} | 6 | {spent:,.0f} | **{first['methods']['degraded']['rmse']:.3f}** / " in printed
+    )
     with Image.open(tmp_path / "comparison.png") as picture:
         assert min(picture.size) > 100
     status, _, error = script_runs.call("compare", one)

@@ -44,25 +44,32 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]
 
 
 def judge(workdir: pathlib.Path, images: int) -> dict[str, Any]:
-    """{"step", "methods": as in `scores.tabulate`} of a run on the first held-out images."""
+    """{"step", "cpu_seconds" of training until then, or None, "methods": as in `scores.tabulate`}
+    of a run on the first held-out images.
+    """
     run = runs.load_run(workdir)
     batches = walks.restorations(
         run.experiment, run.state.ema_params, run.problem, run.source, images
     )
-    return {"step": int(run.state.step), "methods": scores.tabulate(batches)}
+    step = int(run.state.step)
+    spent = {
+        line["step"]: line["cpu_seconds"] for line in files.read_lines(workdir / "metrics.jsonl")
+    }
+    return {"step": step, "cpu_seconds": spent.get(step), "methods": scores.tabulate(batches)}
 
 
 def markdown(judged: Mapping[str, dict[str, Any]]) -> str:
     """RMSE / SSIM of every way back, one row a run; the best of a column in bold."""
     methods = next(iter(judged.values()))["methods"]
-    lines = ["| | step | " + " | ".join(methods) + " |", "|---" * (len(methods) + 2) + "|"]
+    lines = ["| | step | CPU s | " + " | ".join(methods) + " |", "|---" * (len(methods) + 3) + "|"]
     best = {
         (method, score): choose(one["methods"][method][score] for one in judged.values())
         for method in methods
         for score, choose in BEST.items()
     }
     for name, one in judged.items():
-        cells = [name, f"{one['step']:,}"]
+        spent = one["cpu_seconds"]
+        cells = [name, f"{one['step']:,}", ABSENT if spent is None else f"{spent:,.0f}"]
         for method, row in one["methods"].items():
             marked = (
                 f"**{row[score]:.3f}**"
