@@ -70,25 +70,35 @@ def _written(workdir: pathlib.Path, owner: str) -> Iterator[None]:
 
     Who finds one waits whether it changes: so no two clocks are compared.
     """
-    path = workdir / "owner"
+    path, sign, inherited = workdir / "owner", f"{owner}, sign of life {{}}\n", False
     with contextlib.suppress(FileNotFoundError):  # its writer has ended
         seen, until = path.read_text(), time.monotonic() + SILENCE
         print(f"waiting up to {SILENCE:g} s whether {path} is still written", file=sys.stderr)
         while time.monotonic() < until:
             time.sleep(BEAT)
-            if path.read_text() != seen:
-                raise _taken(workdir, seen.partition(",")[0])
+            now = path.read_text()
+            if now != seen:
+                raise _taken(workdir, (now or seen).partition(",")[0])
+        inherited = True
         path.unlink()
     try:
         files.create(path)
     except FileExistsError as error:  # another was faster
         raise _taken(workdir, "") from error
+    path.write_text(sign.format(0))
+    if inherited:  # another who found the same dead owner may have removed what is ours
+        time.sleep(2 * BEAT)
+        now = ""
+        with contextlib.suppress(FileNotFoundError):
+            now = path.read_text()
+        if now != sign.format(0):
+            raise _taken(workdir, now.partition(",")[0])
     ended = threading.Event()
 
     def write():
-        for count in itertools.count():
+        for count in itertools.count(1):
             with contextlib.suppress(Exception):  # whatever a network raises; it may come back
-                path.write_text(f"{owner}, sign of life {count}\n")
+                path.write_text(sign.format(count))
             if ended.wait(BEAT):
                 break
 
