@@ -1,6 +1,7 @@
 """How a command starts and ends: flags, help, signals, one line for what the user got wrong."""
 
 import contextlib
+import gc
 import importlib.metadata
 import importlib.util
 import logging
@@ -76,6 +77,7 @@ def run(
     for number in SIGNALS:
         signal.signal(number, _stop)
     _set_xla_flags()
+    gc.set_threshold(100_000)  # tracing makes many objects, of which hardly any is a cycle
     if _CACHE.value:
         _keep_compiled()
     try:
