@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import report
-from experiments.lib import timing
+from experiments.lib import comparison, timing
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,18 +29,30 @@ def test_restored():
     assert f"{found['images']:,} held-out" in README
 
 
-def test_mnist_beside_the_paper():
-    _, _, table = report.paper_table(result("mnist")["results"]).partition("\n\n")
+def tasks():
+    return (result(name)["results"] for name in ("mnist", "cifar10"))
+
+
+def test_the_tasks_beside_the_paper():
+    mnist, cifar10 = tasks()
+    _, _, table = report.paper_table(mnist | cifar10).partition("\n\n")
     assert table in README
+    _, _, table = report.paper_table({task: mnist[task] for task in cifar10}).partition("\n\n")
+    assert table in PERFORMANCE  # all test images as they are degraded
 
 
-def test_mnist_over_cpu_time():
-    for task in ("mnist_deblur", "mnist_inpaint", "mnist_superres"):
-        for one in result("mnist")["results"][task]:
+def test_the_tasks_over_cpu_time():
+    mnist, cifar10 = tasks()
+    for task in report.PAPER:
+        for one in (mnist | cifar10)[task]:
             ways = [one["methods"][way] for way in ("direct", "Algorithm 1", "Algorithm 2")]
             cells = [f"{way['rmse']:.3f} / {way['ssim']:.3f}" for way in ways]
             head = f"| {task}, {one['cpu_seconds']:,.0f} | {one['images']:,} |"
             assert f"{head} {' | '.join(cells)} |" in PERFORMANCE
+
+
+def test_a_quarter_of_the_time():
+    assert comparison.markdown(result("patches")["runs"]) in PERFORMANCE
 
 
 def test_tasks():

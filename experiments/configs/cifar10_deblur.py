@@ -7,7 +7,8 @@ Setting: std_i = 0.35 + i / 100 ("Special_6_routine"), as the README of the auth
 Published (Table 1 of the paper), RMSE / SSIM of test images and their own restorations:
 direct 0.071 / 0.775, Algorithm 2 0.075 / 0.773 (FID 83.69, 80.08).
 Deviations: a U-Net of 7.3 M parameters for 50,000 steps with a decaying learning rate, theirs of
-35.7 M for 700,000 at 2e-5; no dropout, no random crops and flips. Meant for one accelerator.
+35.7 M for 700,000 at 2e-5; no dropout, no random crops and flips. Meant for one accelerator;
+`experiments.report --study=cifar10` trains a smaller one on a CPU.
 """
 
 from diffjax import schedules
