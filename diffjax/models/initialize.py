@@ -29,7 +29,7 @@ def init(model: nn.Module, key: Array, shape: Sequence[int]) -> Any:
     The kernels' law is section 4.6 of "Efficient BackProp" by LeCun et al. (1998).
 
     Args:
-      model: called as model(xt, t) with xt [H, W, C] and a scalar t.
+      model: called as model(xt, t) with xt [H, W, C] and a scalar t; its fields are hashable.
       key: of the draw.
       shape: of xt, [H, W, C].
     Returns:

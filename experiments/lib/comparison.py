@@ -85,6 +85,7 @@ def markdown(judged: Mapping[str, dict[str, Any]]) -> str:
 def draw(path: pathlib.Path, workdirs: list[str]) -> None:
     """The training loss and the held-out RMSE of all runs over the steps."""
     figure = pictures.new_figure((11, 4))
+    figure.set_layout_engine("constrained")
     axes = figure.subplots(1, 2)
     curves = (
         ("metrics.jsonl", "loss", "training loss"),
@@ -94,7 +95,8 @@ def draw(path: pathlib.Path, workdirs: list[str]) -> None:
         for name in workdirs:
             lines = files.read_lines(pathlib.Path(name) / file)
             shown = [(line["step"], line[field]) for line in lines if line.get(field) is not None]
-            axis.semilogy(*zip(*shown, strict=True) if shown else ([], []), lw=1, label=name)
+            points = zip(*shown, strict=True) if shown else ([], [])
+            axis.semilogy(*points, ".-", lw=1, ms=4, label=name)  # one look alone is a point
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3, which="both")
     axes[1].legend(fontsize=8)
